@@ -139,6 +139,33 @@ func (n *Node) TableRow() []string {
 	return []string{name, join(n.Addrs), join(n.PodCIDRs), join(n.HealthIPs), strconv.FormatBool(n.Ready)}
 }
 
+// RemotePod is a pod's network attachment as its CiliumEndpoint shows it, for
+// pods of any node. It is written by internal/k8s only.
+type RemotePod struct {
+	Namespace string       `json:"namespace"`
+	Pod       string       `json:"pod"`
+	UID       string       `json:"uid"`      // of the CiliumEndpoint
+	PodUID    string       `json:"podUID"`   // of the pod that owns it
+	NodeAddr  netip.Addr   `json:"nodeAddr"` // status.networking.node
+	Addrs     []netip.Addr `json:"addrs"`    // of the pod
+	Identity  Identity     `json:"identity"`
+	Created   time.Time    `json:"created"` // decides between two that claim one address
+	Owned     bool         `json:"owned"`   // carries Weft's label
+}
+
+// Name returns namespace/pod.
+func (p *RemotePod) Name() string { return p.Namespace + "/" + p.Pod }
+
+// TableHeader names the columns of TableRow.
+func (*RemotePod) TableHeader() []string {
+	return []string{"NAME", "IDENTITY", "ADDRESSES", "NODE"}
+}
+
+// TableRow renders the pod under TableHeader.
+func (p *RemotePod) TableRow() []string {
+	return []string{p.Name(), p.Identity.String(), join(p.Addrs), addr(p.NodeAddr)}
+}
+
 // HostKind says what stands behind an address.
 type HostKind uint8
 
