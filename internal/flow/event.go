@@ -17,6 +17,8 @@ type Type string
 const (
 	TypeDrop  Type = "drop"
 	TypeTrace Type = "trace"
+	// TypeLost stands where a slow reader lost events; only Time and Lost are set.
+	TypeLost Type = "lost"
 )
 
 // Event is one packet as a program of the datapath saw it.
@@ -41,10 +43,12 @@ type Event struct {
 	SrcID    uint32     `json:"srcIdentity"`
 	DstID    uint32     `json:"dstIdentity"`
 	Length   uint32     `json:"length"` // bytes from the network header on
+	Lost     uint64     `json:"lost,omitempty"`
+	Node     string     `json:"node,omitempty"` // filled in by the CLI where it merges nodes
 }
 
 // Filter selects events; zero fields select everything.
 type Filter struct {
 	Type Type   // "" both
-	Pod  string // namespace/name
+	Pod  string // namespace/name, or a name alone for that name in any namespace
 }
