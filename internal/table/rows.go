@@ -113,6 +113,11 @@ type Node struct {
 	PodCIDRs  []netip.Prefix `json:"podCIDRs"` // Node.spec.podCIDRs
 	HealthIPs []netip.Addr   `json:"healthIPs"`
 	Ready     bool           `json:"ready"` // condition Ready
+
+	UID           string `json:"uid,omitempty"`           // of the Node
+	ProviderID    string `json:"providerID,omitempty"`    // Node.spec.providerID
+	AgentNotReady bool   `json:"agentNotReady,omitempty"` // carries the taint node.cilium.io/agent-not-ready
+	NetworkReady  bool   `json:"networkReady,omitempty"`  // condition NetworkUnavailable is False
 }
 
 // Addr returns the node's address of the family of like, or an invalid one.

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package k8s
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/cilium/statedb"
+	ciliumv2 "github.com/weft-net/weft/api/cilium.io/v2"
+	"github.com/weft-net/weft/internal/table"
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+)
+
+// Names of the reflectors, as the status shows them.
+const (
+	nodesResource = "nodes"
+)
+
+// Tables are what the reflectors write.
+type Tables struct {
+	DB    *statedb.DB
+	Nodes statedb.RWTable[*table.Node]
+	Pods  statedb.RWTable[*table.RemotePod]
+}
+
+// Reflect carries Nodes, CiliumNodes and CiliumEndpoints into tables.
+type Reflect struct {
+	client *Client
+	tables Tables
+	nodes  *nodeStore
+	pods   *podStore
+}
+
+// NewReflect registers the tables' initializers; they are done when the first
+// full list has come, however long that takes.
+func NewReflect(client *Client, tables Tables) *Reflect {
+	txn := tables.DB.WriteTxn(tables.Nodes, tables.Pods)
+	defer txn.Commit()
+	r := &Reflect{
+		client: client, tables: tables,
+		nodes: &nodeStore{
+			tables: tables, local: client.node,
+			nodes: map[string]*corev1.Node{}, ciliumNodes: map[string]*ciliumv2.CiliumNode{},
+			ownChanged: make(chan struct{}, 1),
+		},
+	}
+	nodesDone := tables.Nodes.RegisterInitializer(txn, nodesResource)
+	ciliumNodesDone := tables.Nodes.RegisterInitializer(txn, ciliumv2.CiliumNodeResource)
+	podsDone := tables.Pods.RegisterInitializer(txn, ciliumv2.CiliumEndpointResource)
+	once := func(name string, done func(statedb.WriteTxn)) func(statedb.WriteTxn) {
+		client.conn.expect(name)
+		var o sync.Once
+		return func(txn statedb.WriteTxn) { o.Do(func() { done(txn); client.conn.listed(name) }) }
+	}
+	r.nodes.nodesDone = once(nodesResource, nodesDone)
+	r.nodes.ciliumNodesDone = once(ciliumv2.CiliumNodeResource, ciliumNodesDone)
+	r.pods = &podStore{tables: tables, done: once(ciliumv2.CiliumEndpointResource, podsDone)}
+	return r
+}
+
+// Run reflects until ctx ends.
+func (r *Reflect) Run(ctx context.Context) error {
+	c := r.client
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return c.reflect(ctx, c.core, nodesResource, &corev1.Node{}, &corev1.NodeList{}, nodeSide{r.nodes})
+	})
+	g.Go(func() error {
+		return c.reflect(ctx, c.cilium, ciliumv2.CiliumNodeResource, &ciliumv2.CiliumNode{}, &ciliumv2.CiliumNodeList{}, ciliumNodeSide{r.nodes})
+	})
+	g.Go(func() error {
+		return c.reflect(ctx, c.cilium, ciliumv2.CiliumEndpointResource, &ciliumv2.CiliumEndpoint{}, &ciliumv2.CiliumEndpointList{}, r.pods)
+	})
+	return g.Wait()
+}
+
+// reflect runs one reflector. Its delays grow to 15 s at most, jittered, so that
+// a cluster's agents do not return to a restarted API server at one moment, and
+// still all of them within a quarter of a minute.
+func (c *Client) reflect(ctx context.Context, rc *rest.RESTClient, resource string, kind, list runtime.Object, store cache.ReflectorStore) error {
+	lw := &listWatch{client: c, rest: rc, resource: resource, list: list}
+	logger := discardLogger()
+	r := cache.NewReflectorWithOptions(lw, kind, store, cache.ReflectorOptions{
+		Name: resource, Logger: &logger,
+		Backoff: &wait.Backoff{Duration: 500 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 20, Cap: 15 * time.Second},
+	})
+	r.RunWithContext(ctx)
+	return nil
+}
+
+// listWatch is one resource of all namespaces, with an account of each call.
+type listWatch struct {
+	client   *Client
+	rest     *rest.RESTClient
+	resource string
+	list     runtime.Object // an empty list to copy
+}
+
+// ListWithContext gets all objects.
+func (l *listWatch) ListWithContext(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
+	out := l.list.DeepCopyObject()
+	err := l.rest.Get().Resource(l.resource).VersionedParams(&opts, l.client.params).Do(ctx).Into(out)
+	l.client.conn.noteList(l.resource, err)
+	if err != nil {
+		l.client.log.Debug("list failed", "resource", l.resource, "error", err)
+		return nil, fmt.Errorf("list %s: %w", l.resource, err)
+	}
+	return out, nil
+}
+
+// WatchWithContext starts a watch.
+func (l *listWatch) WatchWithContext(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
+	opts.Watch = true
+	w, err := l.rest.Get().Resource(l.resource).VersionedParams(&opts, l.client.params).Watch(ctx)
+	l.client.conn.noteList(l.resource, err)
+	if err != nil {
+		l.client.log.Debug("watch failed", "resource", l.resource, "error", err)
+		// Not wrapped: the reflector judges by the error's type what to do next.
+		return nil, err
+	}
+	return w, nil
+}
+
+// List implements cache.ListerWatcher; the reflector uses the form with a context.
+func (l *listWatch) List(opts metav1.ListOptions) (runtime.Object, error) {
+	return l.ListWithContext(context.Background(), opts)
+}
+
+// Watch implements cache.ListerWatcher; the reflector uses the form with a context.
+func (l *listWatch) Watch(opts metav1.ListOptions) (watch.Interface, error) {
+	return l.WatchWithContext(context.Background(), opts)
+}
