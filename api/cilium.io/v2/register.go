@@ -28,6 +28,11 @@ const (
 	PartOfValue = "weft"
 )
 
+// NodeLabel is the label of a CiliumEndpoint that names the Kubernetes node of
+// the agent that writes it. The chart's admission policy compares it with the
+// node in the agent's token: an agent that leaves it out is refused.
+const NodeLabel = "weft.dev/node"
+
 // SchemeGroupVersion returns cilium.io/v2.
 func SchemeGroupVersion() schema.GroupVersion {
 	return schema.GroupVersion{Group: Group, Version: Version}

@@ -1,0 +1,76 @@
+{{- define "weft.labels" -}}
+k8s-app: cilium
+app.kubernetes.io/name: cilium-agent
+app.kubernetes.io/part-of: weft
+{{- end -}}
+
+{{- define "weft.metaLabels" -}}
+{{ include "weft.labels" . }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- define "weft.annotations" -}}
+{{- with .Values.annotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{- define "weft.image" -}}
+{{- with .Values.image -}}
+{{- if .digest -}}
+{{ .repository }}@{{ .digest }}
+{{- else -}}
+{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* "a b c" or a list, as the agent reads it: separated by spaces. */}}
+{{- define "weft.devices" -}}
+{{- if kindIs "slice" .Values.devices -}}{{ .Values.devices | join " " }}{{- else -}}{{ .Values.devices }}{{- end -}}
+{{- end -}}
+
+{{/*
+Half of the memory limit, for Go's heap: the rest is for BPF maps, which the
+kernel charges to the container, and for the program itself. A limit that is not
+in Mi or Gi leaves Go without one.
+*/}}
+{{- define "weft.gomemlimit" -}}
+{{- $limit := toString (dig "limits" "memory" "" .Values.resources) -}}
+{{- if regexMatch "^[0-9]+Mi$" $limit -}}
+{{ div (trimSuffix "Mi" $limit | int) 2 }}MiB
+{{- else if regexMatch "^[0-9]+Gi$" $limit -}}
+{{ mul (trimSuffix "Gi" $limit | int) 512 }}MiB
+{{- end -}}
+{{- end -}}
+
+{{/* Settings of the agent: internal/config holds their meaning. */}}
+{{- define "weft.config" -}}
+enable-ipv4: {{ .Values.ipv4.enabled | quote }}
+enable-ipv6: {{ .Values.ipv6.enabled | quote }}
+routing-mode: {{ .Values.routingMode | quote }}
+auto-direct-node-routes: {{ .Values.autoDirectNodeRoutes | quote }}
+ipam: {{ .Values.ipam.mode | quote }}
+mtu: {{ .Values.MTU | int | quote }}
+enable-endpoint-routes: {{ .Values.endpointRoutes.enabled | quote }}
+kube-proxy-replacement: {{ .Values.kubeProxyReplacement | quote }}
+devices: {{ include "weft.devices" . | quote }}
+cgroup-root: {{ .Values.cgroup.hostRoot | quote }}
+debug: {{ .Values.debug.enabled | quote }}
+monitor-aggregation: {{ .Values.bpf.monitorAggregation | quote }}
+agent-health-port: {{ .Values.healthPort | int | quote }}
+prometheus-port: {{ ternary (.Values.prometheus.port | int) 0 .Values.prometheus.enabled | quote }}
+pprof-port: {{ ternary (.Values.pprof.port | int) 0 .Values.pprof.enabled | quote }}
+{{- end -}}
+
+{{- define "weft.apiServerEnv" -}}
+{{- if .Values.k8sServiceHost }}
+- name: KUBERNETES_SERVICE_HOST
+  value: {{ .Values.k8sServiceHost | quote }}
+- name: KUBERNETES_SERVICE_PORT
+  value: {{ .Values.k8sServicePort | default 6443 | toString | quote }}
+{{- end }}
+{{- end -}}

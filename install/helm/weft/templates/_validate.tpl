@@ -1,0 +1,128 @@
+{{/*
+Values are checked here and not in values.schema.json wherever a plain "not
+allowed" would leave the reader alone: Helm checks the schema first, and its
+errors name neither a reason nor the nearest key. The schema holds types and
+ranges, this file holds what Weft honours.
+
+weft.validate fails with one line for each value that Weft does not honour.
+*/}}
+{{- define "weft.validate" -}}
+{{- $keys := .Files.Get "files/keys.yaml" | fromYaml -}}
+{{- $ctx := dict "keys" $keys "problems" (list) -}}
+{{- include "weft.walk" (dict "ctx" $ctx "path" "" "value" (omit .Values "global")) -}}
+{{- include "weft.validate.rules" (dict "ctx" $ctx "Values" .Values) -}}
+{{- if $ctx.problems -}}
+{{- fail (printf "\n\nWeft does not honour these values:\n  - %s\n\nRemove them or set them as said; `helm show values` lists all that work.\n" ($ctx.problems | join "\n  - ")) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Rules between values. */}}
+{{- define "weft.validate.rules" -}}
+{{- $ctx := .ctx -}}
+{{- $v := .Values -}}
+{{- $add := list -}}
+{{- if not (or $v.ipv4.enabled $v.ipv6.enabled) -}}
+{{- $add = append $add "ipv4.enabled, ipv6.enabled: both are false, and pods need an address of one family at least" -}}
+{{- end -}}
+{{- if and $v.k8sServicePort (not $v.k8sServiceHost) -}}
+{{- $add = append $add "k8sServicePort: has no effect without k8sServiceHost; set both" -}}
+{{- end -}}
+{{- if and $v.prometheus.enabled (eq (int $v.prometheus.port) (int $v.healthPort)) -}}
+{{- $add = append $add (printf "prometheus.port: %d is healthPort already; choose another" (int $v.healthPort)) -}}
+{{- end -}}
+{{- if and $v.pprof.enabled (has (int $v.pprof.port) (list (int $v.healthPort) (ternary (int $v.prometheus.port) 0 $v.prometheus.enabled))) -}}
+{{- $add = append $add (printf "pprof.port: %d is taken by healthPort or prometheus.port; choose another" (int $v.pprof.port)) -}}
+{{- end -}}
+{{- $_ := set $ctx "problems" (concat $ctx.problems $add) -}}
+{{- end -}}
+
+{{/* Looks at one value and everything below it. */}}
+{{- define "weft.walk" -}}
+{{- $ctx := .ctx -}}
+{{- $path := .path -}}
+{{- if and (kindIs "map" .value) (or (eq $path "") (and .value (not (has $path $ctx.keys.open)))) -}}
+{{- range $k, $v := .value -}}
+{{- include "weft.walk" (dict "ctx" $ctx "path" (ternary $k (printf "%s.%s" $path $k) (eq $path "")) "value" $v) -}}
+{{- end -}}
+{{- else if not (has $path $ctx.keys.open) -}}
+{{- $value := toString .value -}}
+{{- $only := get $ctx.keys.only $path -}}
+{{- if has $path $ctx.keys.honoured -}}
+{{- if and $only (not (has $value $only.values)) -}}
+{{- $_ := set $ctx "problems" (append $ctx.problems (printf "%s=%s: %s" $path $value $only.why)) -}}
+{{- end -}}
+{{- else -}}
+{{- include "weft.unknown" (dict "ctx" $ctx "path" $path "value" $value) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+Adds the sentence for a key that is not honoured, unless its value switches off
+what Weft does not have.
+*/}}
+{{- define "weft.unknown" -}}
+{{- $ctx := .ctx -}}
+{{- $entry := dict -}}
+{{- $exact := false -}}
+{{- /* The longest refused prefix knows best. */ -}}
+{{- $parts := splitList "." .path -}}
+{{- range $n, $_ := $parts -}}
+{{- $prefix := slice $parts 0 (add1 $n | int) | join "." -}}
+{{- with get $ctx.keys.refused $prefix -}}{{- $entry = . -}}{{- $exact = eq $prefix $.path -}}{{- end -}}
+{{- end -}}
+{{- if not $entry -}}
+{{- $_ := set $ctx "problems" (append $ctx.problems (printf "%s: Weft has no such key. Nearest key that works: %s" .path (include "weft.nearest" .))) -}}
+{{- else if and $exact (hasKey $entry "accept") (eq .value (toString $entry.accept)) -}}
+{{- else if and (hasSuffix ".enabled" .path) (eq .value "false") (not $entry.always) -}}
+{{- else -}}
+{{- $_ := set $ctx "problems" (append $ctx.problems (printf "%s=%s: %s. Nearest key that works: %s" .path .value $entry.why $entry.near)) -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+Names the honoured key that shares most pairs of neighbouring letters with .path
+(Dice's coefficient, in thousandths; letter case does not count).
+*/}}
+{{- define "weft.nearest" -}}
+{{- $p := lower .path -}}
+{{- $best := "" -}}
+{{- $score := -1 -}}
+{{- range $key := .ctx.keys.honoured -}}
+{{- $k := lower $key -}}
+{{- if gt (len $k) 1 -}}
+{{- $hits := 0 -}}
+{{- range $i := until (max 0 (sub (len $p) 1) | int) -}}
+{{- if contains (substr $i (add $i 2 | int) $p) $k -}}{{- $hits = add1 $hits -}}{{- end -}}
+{{- end -}}
+{{- $s := div (mul 2000 $hits) (max 1 (sub (add (len $p) (len $k)) 2)) -}}
+{{- if gt (int $s) (int $score) -}}{{- $score = $s -}}{{- $best = $key -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $best -}}
+{{- end -}}
+
+{{/*
+Refuses to run beside a live Cilium, or to take over its objects. lookup finds
+nothing in `helm template`; there the agent's own check at its start remains.
+*/}}
+{{- define "weft.refuseCilium" -}}
+{{- range $ds := (lookup "apps/v1" "DaemonSet" "" "").items -}}
+{{- $l := $ds.metadata.labels | default dict -}}
+{{- if and (or (eq $ds.metadata.name "cilium") (eq (get $l "k8s-app") "cilium")) (ne (get $l "app.kubernetes.io/part-of") "weft") -}}
+{{- fail (printf "\n\nDaemonSet %s/%s is a Cilium agent that Weft did not install, and two networks cannot share a node.\nRemove it first (helm -n %s uninstall cilium), then install Weft.\n" $ds.metadata.namespace $ds.metadata.name $ds.metadata.namespace) -}}
+{{- end -}}
+{{- end -}}
+{{- range $d := (lookup "apps/v1" "Deployment" "" "").items -}}
+{{- $l := $d.metadata.labels | default dict -}}
+{{- if and (or (eq $d.metadata.name "cilium-operator") (eq (get $l "name") "cilium-operator")) (ne (get $l "app.kubernetes.io/part-of") "weft") -}}
+{{- fail (printf "\n\nDeployment %s/%s is a Cilium operator that Weft did not install; it would write the same CiliumNode objects.\nRemove it first (helm -n %s uninstall cilium), then install Weft.\n" $d.metadata.namespace $d.metadata.name $d.metadata.namespace) -}}
+{{- end -}}
+{{- end -}}
+{{- range $ds := (lookup "apps/v1" "DaemonSet" "" "").items -}}
+{{- $l := $ds.metadata.labels | default dict -}}
+{{- if and (eq (get $l "app.kubernetes.io/part-of") "weft") (eq $ds.metadata.name "cilium") (ne $ds.metadata.namespace $.Release.Namespace) -}}
+{{- fail (printf "\n\nWeft runs already, in namespace %s; one cluster has one network.\n" $ds.metadata.namespace) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
