@@ -27,9 +27,10 @@ type Event struct {
 	Type     Type       `json:"type"`
 	Hook     string     `json:"hook"`             // from_pod, to_pod, from_net, to_net
 	Reason   string     `json:"reason,omitempty"` // of a drop: kebab-case, as in docs/datapath.md
-	Verdict  string     `json:"verdict"`          // drop, peer, neigh, stack
+	Verdict  string     `json:"verdict"`          // drop, peer, neigh, stack, answer, marked
 	IfIndex  int        `json:"ifindex"`
 	IfName   string     `json:"ifname,omitempty"`
+	OutIf    int        `json:"outIfindex,omitempty"` // device that it was redirected to, 0 if it was not
 	Endpoint uint16     `json:"endpoint,omitempty"` // the local endpoint concerned
 	Pod      string     `json:"pod,omitempty"`      // its namespace/name, filled in by the agent
 	Src      netip.Addr `json:"src"`

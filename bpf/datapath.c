@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* One object holds all programs, so that they share their maps. */
+#include "lib/maps.h"
+
+/* Capabilities, fixed when the programs are loaded (DATAPATH rule 13). */
+const volatile bool enable_ipv4 = true;
+const volatile bool enable_ipv6 = true;
+const volatile __u32 fib_flags = 0; /* BPF_FIB_LOOKUP_SKIP_NEIGH where the kernel has it */
+
+#include "pod.c"
+#include "host.c"
+
+char _license[] SEC("license") = "Dual BSD/GPL";

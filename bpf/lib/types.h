@@ -1,0 +1,227 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Layouts that programs, maps and the agent share.
+ *
+ * Everything here is an ABI: while an upgrade swaps links, programs of version
+ * N and N-1 read and write the same maps (DATAPATH rule 13). Append into spare
+ * fields; a changed size makes the agent replace the map.
+ * internal/datapath/maps reads these through the types that bpf2go generates.
+ */
+#ifndef WEFT_TYPES_H
+#define WEFT_TYPES_H
+
+#include <linux/types.h>
+#include <linux/bpf.h>
+
+typedef _Bool bool;
+#define true 1
+#define false 0
+
+/* What stands behind an address. Equal to table.HostKind. */
+enum weft_kind {
+	KIND_UNKNOWN = 0,
+	KIND_HOST = 1,
+	KIND_NODE = 2,
+	KIND_LOCAL_POD = 3,
+	KIND_REMOTE_POD = 4,
+};
+
+/* Reserved identities, equal to table.Identity*. */
+#define IDENTITY_UNKNOWN 0
+#define IDENTITY_HOST 1
+#define IDENTITY_WORLD 2
+
+/*
+ * Skb marks. The upper half names us, so that 0x4000 and 0x8000 (kube-proxy)
+ * and the small marks that people choose by hand are never touched.
+ */
+#define MARK_OURS 0x5EF70000U
+#define MARK_MASK 0xFFFF0000U
+#define MARK_FAST 0x5EF70001U /* sent by the fast path: to_pod and to_net let it pass */
+
+#ifndef TCX_NEXT
+#define TCX_NEXT -1 /* linux 6.6; the headers may be older */
+#endif
+
+#define MAX_ENDPOINTS 4096
+
+struct v6addr {
+	__u32 w[4];
+};
+
+/* weft_cfg[0]: settings that may change while running. */
+struct weft_config {
+	__u32 trace;	     /* enum weft_trace */
+	__u32 event_rate;    /* trace and drop records per tick and CPU, each */
+	__u32 icmp_rate;     /* ICMP errors that we build, per tick and CPU */
+	__u32 established;    /* ticks; TCP, answered */
+	__u32 syn;	      /* ticks; TCP, unanswered */
+	__u32 closing;	      /* ticks; TCP after RST or both FINs */
+	__u32 answered;	      /* ticks; all else, answered, fast path */
+	__u32 answered_stack; /* ticks; all else, answered, stack: not shorter than netfilter's */
+	__u32 unanswered;     /* ticks; all else, unanswered */
+	__u32 fragment;	      /* ticks; ports of a first fragment */
+	__u32 node_v4;	     /* source of the ICMP errors that we build; 0: none */
+	__u32 spare;
+	struct v6addr node_v6;
+};
+
+enum weft_trace {
+	TRACE_NONE = 0,
+	TRACE_NEW = 1, /* the first packet of a flow at each hook */
+	TRACE_ALL = 2,
+};
+
+/* weft_ep[id]: one local endpoint. generation 0: no such endpoint. */
+struct weft_endpoint {
+	__u32 ifindex; /* host's end */
+	__u32 generation;
+	__u32 revision; /* of its policy */
+	__u32 identity;
+	__u32 mtu; /* bytes from the network header on */
+	__u32 flags;
+	__u32 v4; /* network order; 0: none */
+	__u8 mac[6];
+	__u8 host_mac[6];
+	struct v6addr v6; /* all zero: none */
+	__u32 spare[2];
+};
+
+/* weft_dev: ifindex of a host's end -> endpoint id. */
+struct weft_device {
+	__u32 id;
+};
+
+/* weft_ipc*: exact address -> who; weft_net*: prefix -> who. */
+struct weft_ipcache {
+	__u32 identity;
+	__u16 endpoint; /* of local pods */
+	__u8 kind;	/* enum weft_kind */
+	__u8 flags;
+};
+
+struct weft_net4_key {
+	__u32 prefixlen;
+	__u32 addr;
+};
+
+struct weft_net6_key {
+	__u32 prefixlen;
+	struct v6addr addr;
+};
+
+/*
+ * Conntrack. One key a connection, whichever way a packet flies: the lower
+ * (address, port) pair comes first, compared as big-endian numbers are stored.
+ * An ICMP echo request has its id as source port and 0 as destination port, its
+ * reply the other way round.
+ */
+struct weft_ct4_key {
+	__u32 addr[2];
+	__u16 port[2];
+	__u8 proto;
+	__u8 pad[3];
+};
+
+struct weft_ct6_key {
+	struct v6addr addr[2];
+	__u16 port[2];
+	__u8 proto;
+	__u8 pad[3];
+};
+
+#define CT_OPENER_HI (1U << 0)	/* the second pair of the key opened */
+#define CT_STACK (1U << 1)	/* path: stack; else fast */
+#define CT_ANSWERED (1U << 2)	/* a reply was seen */
+#define CT_GUESSED (1U << 3)	/* picked up in mid-stream: the opener is a guess */
+#define CT_FIN_OPENER (1U << 4) /* TCP */
+#define CT_FIN_ANSWER (1U << 5) /* TCP */
+#define CT_RST (1U << 6)	/* TCP */
+#define CT_CLOSING(f) (((f) & CT_RST) || ((f) & (CT_FIN_OPENER | CT_FIN_ANSWER)) == (CT_FIN_OPENER | CT_FIN_ANSWER))
+
+/* src is the side that opened, dst the one that answers. */
+struct weft_ct {
+	__u32 expires; /* tick */
+	__u32 flags;   /* CT_* */
+	__u32 src_identity;
+	__u32 dst_identity;
+	__u32 src_class; /* CIDR class, 0 for now */
+	__u32 dst_class;
+	__u32 src_generation; /* of src_endpoint */
+	__u32 dst_generation;
+	__u32 src_revision; /* policy revisions, 0 for now */
+	__u32 dst_revision;
+	__u16 src_endpoint; /* 0: not local */
+	__u16 dst_endpoint;
+	__u32 spare;
+};
+
+/* weft_frag*: a datagram's fragments -> ports of the first one. */
+struct weft_frag4_key {
+	__u32 saddr;
+	__u32 daddr;
+	__u32 id;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+struct weft_frag6_key {
+	struct v6addr saddr;
+	struct v6addr daddr;
+	__u32 id;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+struct weft_frag {
+	__u32 expires; /* tick */
+	__u16 sport;   /* as struct packet has them */
+	__u16 dport;
+	__u32 spare;
+};
+
+/* weft_metrics[hook * 256 + code] */
+struct weft_metric {
+	__u64 packets;
+	__u64 bytes; /* from the network header on */
+};
+
+/* weft_rate[0], per CPU: what was spent in the current tick. */
+struct weft_spent {
+	__u32 tick;
+	__u32 drops;
+	__u32 traces;
+	__u32 icmp;
+};
+
+/* weft_events: one record. Append only; a reader takes what it knows. */
+#define EVENT_VERSION 1
+
+enum weft_event_type {
+	EVENT_DROP = 1,
+	EVENT_TRACE = 2,
+};
+
+struct weft_event {
+	__u8 version;
+	__u8 type; /* enum weft_event_type */
+	__u8 hook; /* enum weft_hook */
+	__u8 code; /* enum weft_code */
+	__u32 length;
+	__u64 time; /* ns, CLOCK_MONOTONIC */
+	__u32 ifindex;
+	__u32 out_ifindex; /* 0: not redirected */
+	__u32 src_identity;
+	__u32 dst_identity;
+	struct v6addr saddr; /* IPv4: mapped into ::ffff:0:0/96 */
+	struct v6addr daddr;
+	__u16 sport; /* host order; of ICMP: type << 8 | code */
+	__u16 dport;
+	__u16 endpoint;
+	__u8 proto;
+	__u8 tcp_flags;
+	__u8 family; /* 4 or 6; 0: not IP */
+	__u8 pad[7];
+};
+
+#endif

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/weft-net/weft/internal/datapath/maps"
+	"github.com/weft-net/weft/internal/datapath/object"
+	"github.com/weft-net/weft/internal/datapath/reason"
+)
+
+// DefaultRoot is where pins live on a node.
+const DefaultRoot = "/sys/fs/bpf/weft"
+
+// Options say how to open the datapath.
+type Options struct {
+	Root       string // on bpffs; DefaultRoot if empty
+	IPv4, IPv6 bool   // a family that is off is dropped at pods and left alone elsewhere
+	Sizes      maps.Sizes
+	Log        *slog.Logger
+}
+
+// Datapath is the loaded datapath. Its methods may be called from several goroutines.
+type Datapath struct {
+	root     string
+	log      *slog.Logger
+	maps     *maps.Set
+	programs map[reason.Hook]*ebpf.Program
+
+	mu      sync.Mutex
+	wanted  map[string]wantedDevice // by device name
+	devices bool                    // SyncDevices was called: devices of the node are known
+}
+
+// wantedDevice is a device that must carry a pair of hooks.
+type wantedDevice struct {
+	index int
+	hooks []reason.Hook
+}
+
+// Device is a device of the node that carries from_net and to_net.
+type Device struct {
+	Name  string
+	Index int
+}
+
+// Open checks what the kernel can do, reuses or makes the pinned maps, loads
+// the programs and puts them into all pinned links. A map of another layout is
+// replaced, which is logged: connections then start anew on the stack path.
+// Where only a capacity changed, the entries are carried over.
+//
+// Errors name what is missing and what to do about it. Whatever was attached
+// before a failed Open keeps forwarding.
+func Open(o Options) (*Datapath, error) {
+	if o.Root == "" {
+		o.Root = DefaultRoot
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if !o.IPv4 && !o.IPv6 {
+		return nil, errors.New("datapath: IPv4 and IPv6 are both off; enable ipv4.enabled or ipv6.enabled")
+	}
+	if err := probe(o.Root); err != nil {
+		return nil, fmt.Errorf("datapath: %w", err)
+	}
+	unlock, err := lockRoot(o.Root)
+	if err != nil {
+		return nil, fmt.Errorf("datapath: %w", err)
+	}
+	defer unlock()
+	spec, err := loadSpec(o)
+	if err != nil {
+		return nil, fmt.Errorf("datapath: %w", err)
+	}
+	raw, err := openMaps(o, spec)
+	if err != nil {
+		return nil, fmt.Errorf("datapath: %w", err)
+	}
+	set, err := maps.NewSet(raw.all)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("datapath: %w", err), raw.close())
+	}
+	d := &Datapath{root: o.Root, log: o.Log, maps: set, wanted: map[string]wantedDevice{}}
+	if err := d.start(spec, raw); err != nil {
+		return nil, errors.Join(fmt.Errorf("datapath: %w", err), d.Close())
+	}
+	return d, nil
+}
+
+// start loads the programs over the maps, pins new maps, and swaps links.
+func (d *Datapath) start(spec *ebpf.CollectionSpec, raw *mapFiles) error {
+	if raw.created[object.DatapathMapWeftCfg] {
+		if err := d.maps.Config.Set(maps.DefaultConfig()); err != nil {
+			return err
+		}
+	}
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: raw.all})
+	if err != nil {
+		return explainLoad(err)
+	}
+	d.programs = map[reason.Hook]*ebpf.Program{}
+	for _, h := range reason.Hooks() {
+		d.programs[h] = coll.DetachProgram(h.String())
+	}
+	coll.Close()
+	if err := raw.commit(d.root); err != nil {
+		return err
+	}
+	return d.swapLinks()
+}
+
+// Maps returns the maps, valid until Close.
+func (d *Datapath) Maps() *maps.Set { return d.maps }
+
+// SetConfig changes what the programs read at run time, at once and for all.
+func (d *Datapath) SetConfig(c maps.Config) error { return d.maps.Config.Set(c) }
+
+// Program returns the program of a hook, for tests that run it by hand.
+func (d *Datapath) Program(h reason.Hook) *ebpf.Program { return d.programs[h] }
+
+// Close closes file descriptors. Pins stay, the kernel goes on forwarding.
+func (d *Datapath) Close() error {
+	errs := []error{d.maps.Close()}
+	for _, p := range d.programs {
+		errs = append(errs, p.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// loadSpec parses the embedded object and applies sizes and capabilities.
+func loadSpec(o Options) (*ebpf.CollectionSpec, error) {
+	spec, err := object.LoadDatapath()
+	if err != nil {
+		return nil, err
+	}
+	for name, n := range o.Sizes.Entries() {
+		if n <= 0 || n > 1<<28 {
+			return nil, fmt.Errorf("map %s: capacity %d is not within 1 to 2^28", name, n)
+		}
+		spec.Maps[name].MaxEntries = uint32(n)
+	}
+	for name, v := range map[string]any{
+		object.DatapathVarEnableIpv4: o.IPv4,
+		object.DatapathVarEnableIpv6: o.IPv6,
+		object.DatapathVarFibFlags:   fibFlags(),
+	} {
+		if err := spec.Variables[name].Set(v); err != nil {
+			return nil, fmt.Errorf("constant %s: %w", name, err)
+		}
+	}
+	return spec, nil
+}
+
+// explainLoad adds the verifier's last words, which name the instruction.
+func explainLoad(err error) error {
+	var ve *ebpf.VerifierError
+	if errors.As(err, &ve) {
+		return fmt.Errorf("the kernel refused a program, which is a defect of Weft or a kernel older than 6.6: %+v", ve)
+	}
+	return fmt.Errorf("load programs: %w", err)
+}

@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/weft-net/weft/internal/datapath/reason"
+)
+
+var (
+	podHooks = []reason.Hook{reason.FromPod, reason.ToPod}
+	netHooks = []reason.Hook{reason.FromNet, reason.ToNet}
+)
+
+// attachType is where the program of a hook sits: packets that come from a pod
+// or the net enter the node through the device's ingress.
+func attachType(h reason.Hook) ebpf.AttachType {
+	if h == reason.FromPod || h == reason.FromNet {
+		return ebpf.AttachTCXIngress
+	}
+	return ebpf.AttachTCXEgress
+}
+
+func linkName(device string, h reason.Hook) string { return device + "_" + h.String() }
+
+// parseLinkName splits the name of a pin into device and hook.
+func parseLinkName(name string) (device string, h reason.Hook, ok bool) {
+	for _, h := range reason.Hooks() {
+		if dev, found := strings.CutSuffix(name, "_"+h.String()); found && dev != "" {
+			return dev, h, true
+		}
+	}
+	return "", 0, false
+}
+
+// AttachEndpoint puts from_pod and to_pod onto the host's end of an endpoint.
+// It may be called again, also after the device was replaced by another of the
+// same name.
+func (d *Datapath) AttachEndpoint(ifname string, ifindex int) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	unlock, err := lockRoot(d.root)
+	if err != nil {
+		return fmt.Errorf("attach %s: %w", ifname, err)
+	}
+	defer unlock()
+	if err := d.attachAll(ifname, ifindex, podHooks); err != nil {
+		return fmt.Errorf("attach %s: %w", ifname, err)
+	}
+	return nil
+}
+
+// DetachEndpoint takes the programs off. One that is not attached is no error.
+func (d *Datapath) DetachEndpoint(ifname string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	unlock, err := lockRoot(d.root)
+	if err != nil {
+		return fmt.Errorf("detach %s: %w", ifname, err)
+	}
+	defer unlock()
+	if err := d.detachAll(ifname, podHooks); err != nil {
+		return fmt.Errorf("detach %s: %w", ifname, err)
+	}
+	return nil
+}
+
+// SyncDevices puts from_net and to_net onto exactly these devices of the node.
+// It does what it can and returns all errors together.
+func (d *Datapath) SyncDevices(devs []Device) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	unlock, err := lockRoot(d.root)
+	if err != nil {
+		return fmt.Errorf("devices: %w", err)
+	}
+	defer unlock()
+	keep := map[string]bool{}
+	var errs []error
+	for _, dev := range devs {
+		keep[dev.Name] = true
+		if err := d.attachAll(dev.Name, dev.Index, netHooks); err != nil {
+			errs = append(errs, fmt.Errorf("device %s: %w", dev.Name, err))
+		}
+	}
+	names, err := d.pinnedDevices(netHooks)
+	errs = append(errs, err)
+	for _, name := range names {
+		if !keep[name] {
+			errs = append(errs, d.detachAll(name, netHooks))
+		}
+	}
+	d.devices = true
+	return errors.Join(errs...)
+}
+
+func (d *Datapath) attachAll(ifname string, ifindex int, hooks []reason.Hook) error {
+	if ifname == "" || strings.ContainsAny(ifname, "/.") {
+		return fmt.Errorf("device name %q cannot name a pin: rename it without dots and slashes", ifname)
+	}
+	if err := checkEthernet(ifindex); err != nil {
+		return err
+	}
+	for _, h := range hooks {
+		if err := d.attach(ifname, ifindex, h); err != nil {
+			return fmt.Errorf("%s: %w", h, err)
+		}
+	}
+	d.wanted[ifname] = wantedDevice{ifindex, hooks}
+	return nil
+}
+
+// attach makes one hook of a device run the current program, first in line. A
+// pinned link of the same device is updated in place: no packet misses it.
+func (d *Datapath) attach(ifname string, ifindex int, h reason.Hook) error {
+	rel := filepath.Join(linksDir, linkName(ifname, h))
+	path := filepath.Join(d.root, rel)
+	l, err := link.LoadPinnedLink(path, nil)
+	if err == nil {
+		defer l.Close()
+		if at, err := linkTarget(l); err == nil && at == (target{ifindex, attachType(h)}) {
+			return updateLink(l, d.programs[h])
+		}
+		d.log.Info("Replacing a link that leads elsewhere", "link", path)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("pin %s: %w", path, err)
+	}
+	fresh, err := link.AttachTCX(link.TCXOptions{
+		Interface: ifindex, Program: d.programs[h], Attach: attachType(h), Anchor: link.Head(),
+	})
+	if err != nil {
+		return err
+	}
+	defer fresh.Close()
+	return pinAtomic(fresh, d.root, rel)
+}
+
+type target struct {
+	ifindex int
+	hook    ebpf.AttachType
+}
+
+// linkTarget tells where a link sits. A link whose device is gone sits on 0.
+func linkTarget(l link.Link) (target, error) {
+	info, err := l.Info()
+	if err != nil {
+		return target{}, err
+	}
+	tcx := info.TCX()
+	if tcx == nil {
+		return target{}, fmt.Errorf("a link of type %d, not tcx", info.Type)
+	}
+	return target{int(tcx.Ifindex), ebpf.AttachType(tcx.AttachType)}, nil
+}
+
+// updateLink makes a link run the program, unless it does so already.
+func updateLink(l link.Link, p *ebpf.Program) error {
+	want, err := p.Info()
+	if err != nil {
+		return err
+	}
+	info, err := l.Info()
+	if err != nil {
+		return err
+	}
+	if id, ok := want.ID(); ok && id == info.Program {
+		return nil
+	}
+	return l.Update(p)
+}
+
+func (d *Datapath) detachAll(ifname string, hooks []reason.Hook) error {
+	delete(d.wanted, ifname)
+	var errs []error
+	for _, h := range hooks {
+		errs = append(errs, removeLink(filepath.Join(d.root, linksDir, linkName(ifname, h))))
+	}
+	return errors.Join(errs...)
+}
+
+// removeLink detaches and unpins. Unpinning alone would leave the program
+// attached for as long as anybody holds the link open.
+func removeLink(path string) error {
+	l, err := link.LoadPinnedLink(path, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("pin %s: %w", path, err)
+	}
+	defer l.Close()
+	detach := detachLink(l)
+	return errors.Join(detach, l.Unpin())
+}
+
+// pinnedDevices lists devices that have a pin for one of the hooks.
+func (d *Datapath) pinnedDevices(hooks []reason.Hook) ([]string, error) {
+	files, err := os.ReadDir(filepath.Join(d.root, linksDir))
+	if err != nil {
+		return nil, err
+	}
+	seen := map[string]bool{}
+	var names []string
+	for _, f := range files {
+		dev, h, ok := parseLinkName(f.Name())
+		if ok && (h == hooks[0] || h == hooks[1]) && !seen[dev] {
+			seen[dev] = true
+			names = append(names, dev)
+		}
+	}
+	return names, nil
+}
+
+// swapLinks puts the programs just loaded into all links that an earlier agent
+// pinned. Links of devices that are gone are unpinned.
+func (d *Datapath) swapLinks() error {
+	files, err := os.ReadDir(filepath.Join(d.root, linksDir))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	swapped, gone := 0, 0
+	for _, f := range files {
+		_, h, ok := parseLinkName(f.Name())
+		if !ok {
+			continue
+		}
+		dead, err := d.swapLink(filepath.Join(d.root, linksDir, f.Name()), h)
+		switch {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("link %s: %w", f.Name(), err))
+		case dead:
+			gone++
+		default:
+			swapped++
+		}
+	}
+	d.log.Info("Took over pinned links", "swapped", swapped, "gone", gone)
+	return errors.Join(errs...)
+}
+
+func (d *Datapath) swapLink(path string, h reason.Hook) (dead bool, err error) {
+	l, err := link.LoadPinnedLink(path, nil)
+	if err != nil {
+		return false, err
+	}
+	defer l.Close()
+	at, err := linkTarget(l)
+	if err != nil {
+		return false, err
+	}
+	if at.ifindex == 0 {
+		return true, l.Unpin()
+	}
+	return false, updateLink(l, d.programs[h])
+}
+
+// Unload detaches every link and removes every pin under root. What is not
+// there is no error; the bpffs itself stays mounted.
+func Unload(root string) error {
+	if root == "" {
+		root = DefaultRoot
+	}
+	if _, err := os.Stat(root); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	unlock, err := lockRoot(root)
+	if err != nil {
+		return fmt.Errorf("unload: %w", err)
+	}
+	defer unlock()
+	var errs []error
+	files, err := os.ReadDir(filepath.Join(root, linksDir))
+	errs = append(errs, err)
+	for _, f := range files {
+		errs = append(errs, removeLink(filepath.Join(root, linksDir, f.Name())))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("unload: %w", err)
+	}
+	if err := os.RemoveAll(root); err != nil {
+		return fmt.Errorf("unload: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/weft-net/weft/internal/datapath/object"
+)
+
+// TraceLevel says which packets that were not dropped leave a record.
+type TraceLevel uint32
+
+// Trace levels, as enum weft_trace.
+const (
+	TraceNone TraceLevel = 0
+	TraceNew  TraceLevel = 1 // the first packet of a flow at each hook
+	TraceAll  TraceLevel = 2
+)
+
+// Config is what programs read at run time. A zero field takes its default,
+// except Trace and the node's addresses.
+type Config struct {
+	Trace     TraceLevel `json:"trace"`
+	EventRate int        `json:"eventRate"` // records a second and CPU, drops and traces each
+	ICMPRate  int        `json:"icmpRate"`  // packet-too-big messages a second and CPU
+	NodeIPv4  netip.Addr `json:"nodeIPv4"`  // source of those; invalid: the gateway's address
+	NodeIPv6  netip.Addr `json:"nodeIPv6"`
+	Timeouts  Timeouts   `json:"timeouts"`
+}
+
+// Timeouts are how long conntrack entries live without a packet. They are
+// rounded to ticks of 2^30 ns.
+type Timeouts struct {
+	Established   time.Duration `json:"established"`   // TCP, answered
+	SYN           time.Duration `json:"syn"`           // TCP, unanswered
+	Closing       time.Duration `json:"closing"`       // TCP after RST or both FINs
+	Answered      time.Duration `json:"answered"`      // all else, on the fast path
+	AnsweredStack time.Duration `json:"answeredStack"` // all else, on the stack: longer than netfilter's 120 s
+	Unanswered    time.Duration `json:"unanswered"`    // all else; longer than netfilter's 30 s
+	Fragment      time.Duration `json:"fragment"`      // ports of a first fragment
+}
+
+// DefaultConfig returns what Open starts with.
+func DefaultConfig() Config {
+	return Config{
+		Trace: TraceNone, EventRate: 1000, ICMPRate: 100,
+		Timeouts: Timeouts{
+			Established: 8000 * time.Second, SYN: 60 * time.Second, Closing: 10 * time.Second,
+			Answered: 60 * time.Second, AnsweredStack: 180 * time.Second,
+			Unanswered: 40 * time.Second, Fragment: 30 * time.Second,
+		},
+	}
+}
+
+// tickShift makes ticks out of nanoseconds, as bpf/lib/time.h does.
+const tickShift = 30
+
+func ticks(d, def time.Duration) uint32 {
+	if d <= 0 {
+		d = def
+	}
+	return uint32(max(1, int64(d)>>tickShift))
+}
+
+func duration(ticks int64) time.Duration { return time.Duration(ticks << tickShift) }
+
+// perTick turns a rate a second into one a tick (1.07 s).
+func perTick(n, def int) uint32 {
+	if n <= 0 {
+		n = def
+	}
+	return uint32((int64(n) << tickShift) / int64(time.Second))
+}
+
+// ConfigMap is weft_cfg.
+type ConfigMap struct{ m *ebpf.Map }
+
+// Set puts the configuration into effect at once, for all programs.
+func (c *ConfigMap) Set(cfg Config) error {
+	d := DefaultConfig()
+	t, dt := cfg.Timeouts, d.Timeouts
+	row := object.DatapathWeftConfig{
+		Trace:         uint32(cfg.Trace),
+		EventRate:     perTick(cfg.EventRate, d.EventRate),
+		IcmpRate:      perTick(cfg.ICMPRate, d.ICMPRate),
+		Established:   ticks(t.Established, dt.Established),
+		Syn:           ticks(t.SYN, dt.SYN),
+		Closing:       ticks(t.Closing, dt.Closing),
+		Answered:      ticks(t.Answered, dt.Answered),
+		AnsweredStack: ticks(t.AnsweredStack, dt.AnsweredStack),
+		Unanswered:    ticks(t.Unanswered, dt.Unanswered),
+		Fragment:      ticks(t.Fragment, dt.Fragment),
+		NodeV4:        raw4(cfg.NodeIPv4),
+		NodeV6:        raw6(cfg.NodeIPv6),
+	}
+	return put(c.m, uint32(0), row)
+}
+
+// Get returns what is in effect, rounded to ticks.
+func (c *ConfigMap) Get() (Config, error) {
+	var row object.DatapathWeftConfig
+	if err := c.m.Lookup(uint32(0), &row); err != nil {
+		return Config{}, fmt.Errorf("map weft_cfg: %w", err)
+	}
+	d := func(t uint32) time.Duration { return duration(int64(t)) }
+	rate := func(n uint32) int { return int((int64(n)*int64(time.Second) + 1<<tickShift - 1) >> tickShift) }
+	cfg := Config{
+		Trace: TraceLevel(row.Trace), EventRate: rate(row.EventRate), ICMPRate: rate(row.IcmpRate),
+		Timeouts: Timeouts{
+			Established: d(row.Established), SYN: d(row.Syn), Closing: d(row.Closing), Answered: d(row.Answered),
+			AnsweredStack: d(row.AnsweredStack), Unanswered: d(row.Unanswered), Fragment: d(row.Fragment),
+		},
+	}
+	if row.NodeV4 != 0 {
+		cfg.NodeIPv4 = addr4(row.NodeV4)
+	}
+	if a := addr6(row.NodeV6); !a.IsUnspecified() {
+		cfg.NodeIPv6 = a
+	}
+	return cfg, nil
+}

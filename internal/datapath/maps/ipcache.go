@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/weft-net/weft/internal/datapath/object"
+	"github.com/weft-net/weft/internal/table"
+)
+
+// IPCacheRow says who stands behind an address or a prefix.
+type IPCacheRow struct {
+	Prefix     netip.Prefix   `json:"prefix"` // masked
+	Identity   table.Identity `json:"identity"`
+	Kind       table.HostKind `json:"kind"`
+	EndpointID uint16         `json:"endpointID,omitempty"` // of local pods
+}
+
+// TableHeader names the columns of TableRow.
+func (IPCacheRow) TableHeader() []string { return []string{"PREFIX", "IDENTITY", "KIND", "ENDPOINT"} }
+
+// TableRow renders the row under TableHeader.
+func (r IPCacheRow) TableRow() []string {
+	ep := ""
+	if r.EndpointID != 0 {
+		ep = strconv.Itoa(int(r.EndpointID))
+	}
+	return []string{r.Prefix.String(), r.Identity.String(), r.Kind.String(), ep}
+}
+
+// IPCacheMap is weft_ipc4, weft_ipc6 (full-length prefixes), weft_net4 and
+// weft_net6 (all others).
+type IPCacheMap struct{ exact4, exact6, net4, net6 *ebpf.Map }
+
+func (m *IPCacheMap) find(p netip.Prefix) (*ebpf.Map, any, error) {
+	if !p.IsValid() || p.Addr().Is4In6() {
+		return nil, nil, fmt.Errorf("ipcache %s: not a prefix", p)
+	}
+	p = p.Masked()
+	a, bits := p.Addr(), uint32(p.Bits())
+	switch {
+	case a.Is4() && p.IsSingleIP():
+		return m.exact4, raw4(a), nil
+	case a.Is4():
+		return m.net4, object.DatapathWeftNet4Key{Prefixlen: bits, Addr: raw4(a)}, nil
+	case p.IsSingleIP():
+		return m.exact6, raw6(a), nil
+	}
+	return m.net6, object.DatapathWeftNet6Key{Prefixlen: bits, Addr: raw6(a)}, nil
+}
+
+// Upsert writes one row. An error wraps ErrFull when the map has no room.
+func (m *IPCacheMap) Upsert(r IPCacheRow) error {
+	mm, k, err := m.find(r.Prefix)
+	if err != nil {
+		return err
+	}
+	v := object.DatapathWeftIpcache{Identity: uint32(r.Identity), Endpoint: r.EndpointID, Kind: uint8(r.Kind)}
+	if err := put(mm, k, v); err != nil {
+		return fmt.Errorf("ipcache %s: %w", r.Prefix, err)
+	}
+	return nil
+}
+
+// Delete removes one row. Deleting what is not there is no error.
+func (m *IPCacheMap) Delete(p netip.Prefix) error {
+	mm, k, err := m.find(p)
+	if err != nil {
+		return err
+	}
+	if err := remove(mm, k); err != nil {
+		return fmt.Errorf("ipcache %s: %w", p, err)
+	}
+	return nil
+}
+
+// List returns all rows, by family, address and length.
+func (m *IPCacheMap) List() ([]IPCacheRow, error) {
+	rows := []IPCacheRow{}
+	add := func(p netip.Prefix, v object.DatapathWeftIpcache) {
+		rows = append(rows, IPCacheRow{p, table.Identity(v.Identity), table.HostKind(v.Kind), v.Endpoint})
+	}
+	k4, v4, err := dump[uint32, object.DatapathWeftIpcache](m.exact4)
+	if err != nil {
+		return nil, err
+	}
+	for i, k := range k4 {
+		add(netip.PrefixFrom(addr4(k), 32), v4[i])
+	}
+	k6, v6, err := dump[object.DatapathV6addr, object.DatapathWeftIpcache](m.exact6)
+	if err != nil {
+		return nil, err
+	}
+	for i, k := range k6 {
+		add(netip.PrefixFrom(addr6(k), 128), v6[i])
+	}
+	n4, v4, err := dump[object.DatapathWeftNet4Key, object.DatapathWeftIpcache](m.net4)
+	if err != nil {
+		return nil, err
+	}
+	for i, k := range n4 {
+		add(netip.PrefixFrom(addr4(k.Addr), int(k.Prefixlen)), v4[i])
+	}
+	n6, v6, err := dump[object.DatapathWeftNet6Key, object.DatapathWeftIpcache](m.net6)
+	if err != nil {
+		return nil, err
+	}
+	for i, k := range n6 {
+		add(netip.PrefixFrom(addr6(k.Addr), int(k.Prefixlen)), v6[i])
+	}
+	slices.SortFunc(rows, func(a, b IPCacheRow) int { return a.Prefix.Compare(b.Prefix) })
+	return rows, nil
+}

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sort"
+	"syscall"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/weft-net/weft/internal/datapath/object"
+)
+
+// ErrFull is wrapped by errors of Upsert when a map has no room for the row.
+// Nothing else is affected: rows that exist can still be changed and deleted.
+var ErrFull = errors.New("map is full")
+
+// Set is all maps of the datapath.
+type Set struct {
+	Config    *ConfigMap
+	Endpoints *EndpointMap
+	IPCache   *IPCacheMap
+	CT        *CTMap
+	Metrics   *MetricsMap
+
+	raw map[string]*ebpf.Map
+}
+
+// NewSet wraps the maps, given by name. It takes ownership: Close closes them.
+func NewSet(raw map[string]*ebpf.Map) (*Set, error) {
+	for _, n := range Names() {
+		if raw[n] == nil {
+			return nil, fmt.Errorf("map %s: missing", n)
+		}
+	}
+	return &Set{
+		Config:    &ConfigMap{m: raw[object.DatapathMapWeftCfg]},
+		Endpoints: &EndpointMap{rows: raw[object.DatapathMapWeftEp], devices: raw[object.DatapathMapWeftDev]},
+		IPCache: &IPCacheMap{
+			exact4: raw[object.DatapathMapWeftIpc4], exact6: raw[object.DatapathMapWeftIpc6],
+			net4: raw[object.DatapathMapWeftNet4], net6: raw[object.DatapathMapWeftNet6],
+		},
+		CT: &CTMap{
+			answered4: raw[object.DatapathMapWeftCt4], answered6: raw[object.DatapathMapWeftCt6],
+			new4: raw[object.DatapathMapWeftCtn4], new6: raw[object.DatapathMapWeftCtn6],
+		},
+		Metrics: &MetricsMap{m: raw[object.DatapathMapWeftMetrics]},
+		raw:     raw,
+	}, nil
+}
+
+// Names lists all maps in alphabetical order.
+func Names() []string {
+	return []string{
+		object.DatapathMapWeftCfg, object.DatapathMapWeftCt4, object.DatapathMapWeftCt6,
+		object.DatapathMapWeftCtn4, object.DatapathMapWeftCtn6, object.DatapathMapWeftDev,
+		object.DatapathMapWeftEp, object.DatapathMapWeftEvents, object.DatapathMapWeftFrag4,
+		object.DatapathMapWeftFrag6, object.DatapathMapWeftIpc4, object.DatapathMapWeftIpc6,
+		object.DatapathMapWeftMetrics, object.DatapathMapWeftNet4, object.DatapathMapWeftNet6,
+		object.DatapathMapWeftRate,
+	}
+}
+
+// Raw returns a map by its name, nil if there is none.
+func (s *Set) Raw(name string) *ebpf.Map { return s.raw[name] }
+
+// Close closes the file descriptors; pins stay.
+func (s *Set) Close() error {
+	var errs []error
+	for _, m := range s.raw {
+		errs = append(errs, m.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// MapRow tells what one map holds and costs.
+type MapRow struct {
+	Name     string `json:"name"`
+	Type     string `json:"type"`
+	Capacity int    `json:"capacity"` // entries; of the ring buffer: bytes
+	Bytes    uint64 `json:"bytes"`    // kernel memory
+}
+
+// TableHeader names the columns of TableRow.
+func (MapRow) TableHeader() []string { return []string{"MAP", "TYPE", "CAPACITY", "BYTES"} }
+
+// TableRow renders the row under TableHeader.
+func (r MapRow) TableRow() []string {
+	return []string{r.Name, r.Type, fmt.Sprint(r.Capacity), fmt.Sprint(r.Bytes)}
+}
+
+// Memory tells the kernel memory of each map, in alphabetical order.
+func (s *Set) Memory() ([]MapRow, error) {
+	rows := make([]MapRow, 0, len(s.raw))
+	for name, m := range s.raw {
+		info, err := m.Info()
+		if err != nil {
+			return nil, fmt.Errorf("map %s: %w", name, err)
+		}
+		bytes, _ := info.Memlock()
+		rows = append(rows, MapRow{Name: name, Type: m.Type().String(), Capacity: int(m.MaxEntries()), Bytes: bytes})
+	}
+	sort.Slice(rows, func(i, j int) bool { return rows[i].Name < rows[j].Name })
+	return rows, nil
+}
+
+// dump reads a whole map in batches. Entries that come or go meanwhile may or
+// may not be in the result.
+func dump[K, V any](m *ebpf.Map) ([]K, []V, error) {
+	var keys []K
+	var vals []V
+	err := batches(m, func(k []K, v []V) bool {
+		keys, vals = append(keys, k...), append(vals, v...)
+		return true
+	})
+	return keys, vals, err
+}
+
+// batches calls f with consecutive parts of a map until f returns false. The
+// slices are f's only until it returns.
+func batches[K, V any](m *ebpf.Map, f func([]K, []V) bool) error {
+	size := min(512, int(m.MaxEntries()))
+	k, v := make([]K, size), make([]V, size)
+	var cur ebpf.MapBatchCursor
+	for {
+		n, err := m.BatchLookup(&cur, k, v, nil)
+		if errors.Is(err, syscall.ENOSPC) {
+			// One bucket holds more than fits: the kernel wants a larger buffer.
+			k, v = make([]K, 2*len(k)), make([]V, 2*len(v))
+			continue
+		}
+		done := errors.Is(err, ebpf.ErrKeyNotExist)
+		if err != nil && !done {
+			return fmt.Errorf("map %s: %w", mapName(m), err)
+		}
+		if (n > 0 && !f(slices.Clip(k[:n]), slices.Clip(v[:n]))) || done {
+			return nil
+		}
+	}
+}
+
+func mapName(m *ebpf.Map) string {
+	if info, err := m.Info(); err == nil {
+		return info.Name
+	}
+	return m.String()
+}
+
+// put writes one row and says what to do when there is no room.
+func put(m *ebpf.Map, k, v any) error {
+	err := m.Update(k, v, ebpf.UpdateAny)
+	if errors.Is(err, syscall.E2BIG) || errors.Is(err, syscall.ENOSPC) {
+		return fmt.Errorf("map %s: %w: it holds %d entries; enlarge it", mapName(m), ErrFull, m.MaxEntries())
+	}
+	if err != nil {
+		return fmt.Errorf("map %s: %w", mapName(m), err)
+	}
+	return nil
+}
+
+// remove deletes one row; one that is not there is no error.
+func remove(m *ebpf.Map, k any) error {
+	if err := m.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("map %s: %w", mapName(m), err)
+	}
+	return nil
+}

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import "github.com/weft-net/weft/internal/datapath/object"
+
+// MaxEndpoints is the length of the endpoint map. Ids run from 1 to MaxEndpoints-1.
+const MaxEndpoints = 4096
+
+// Sizes are the capacities that may be chosen, in entries a family but for
+// Events. A zero field takes its default. Changing one replaces the map; its
+// entries are carried over.
+type Sizes struct {
+	CT        int `json:"ct"`        // answered connections
+	CTNew     int `json:"ctNew"`     // flows that nobody has answered yet
+	Fragments int `json:"fragments"` // datagrams in flight in pieces
+	IPCache   int `json:"ipcache"`   // exact addresses: pods and nodes
+	Networks  int `json:"networks"`  // prefixes
+	Events    int `json:"events"`    // bytes of the ring buffer: a power of two, at least a page
+}
+
+// DefaultSizes suits a node with 110 pods in a cluster of 1,000 nodes. The LRU
+// maps are allocated in full when made: about 36 MiB with both families.
+func DefaultSizes() Sizes {
+	return Sizes{CT: 1 << 17, CTNew: 1 << 14, Fragments: 1 << 12, IPCache: 1 << 17, Networks: 1 << 14, Events: 1 << 19}
+}
+
+func (s Sizes) withDefaults() Sizes {
+	d := DefaultSizes()
+	for _, p := range []struct{ v, d *int }{
+		{&s.CT, &d.CT}, {&s.CTNew, &d.CTNew}, {&s.Fragments, &d.Fragments},
+		{&s.IPCache, &d.IPCache}, {&s.Networks, &d.Networks}, {&s.Events, &d.Events},
+	} {
+		if *p.v == 0 {
+			*p.v = *p.d
+		}
+	}
+	return s
+}
+
+// Entries returns the capacity of each map that has one to choose, by map name.
+func (s Sizes) Entries() map[string]int {
+	s = s.withDefaults()
+	return map[string]int{
+		object.DatapathMapWeftCt4: s.CT, object.DatapathMapWeftCt6: s.CT,
+		object.DatapathMapWeftCtn4: s.CTNew, object.DatapathMapWeftCtn6: s.CTNew,
+		object.DatapathMapWeftFrag4: s.Fragments, object.DatapathMapWeftFrag6: s.Fragments,
+		object.DatapathMapWeftIpc4: s.IPCache, object.DatapathMapWeftIpc6: s.IPCache,
+		object.DatapathMapWeftNet4: s.Networks, object.DatapathMapWeftNet6: s.Networks,
+		object.DatapathMapWeftEvents: s.Events,
+	}
+}

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reason
+
+// Verdicts, notes and drop reasons, as in enum weft_code.
+const (
+	Stack  Code = 1
+	Peer   Code = 2
+	Neigh  Code = 3
+	Answer Code = 4
+	Marked Code = 5
+
+	EventLost      Code = 64
+	CTFull         Code = 65
+	FragFull       Code = 66
+	ICMPSent       Code = 67
+	ICMPSuppressed Code = 68
+	CTNew          Code = 69
+	CTPickedUp     Code = 70
+	CTToStack      Code = 71
+
+	Malformed           Code = 128
+	Truncated           Code = 129
+	ExtHeaders          Code = 130
+	RoutingHeader       Code = 131
+	FragmentUnknown     Code = 132
+	FragmentOverlap     Code = 133
+	SourceSpoofed       Code = 134
+	ARPSpoofed          Code = 135
+	NDSpoofed           Code = 136
+	NDInvalid           Code = 137
+	RouterAdvertisement Code = 138
+	ICMPRedirect        Code = 139
+	LinkLocalSource     Code = 140
+	MartianDestination  Code = 141
+	UnknownProtocol     Code = 142
+	FamilyDisabled      Code = 143
+	NoEndpoint          Code = 144
+	NotForEndpoint      Code = 145
+	TooBig              Code = 146
+	RedirectFailed      Code = 147
+)
+
+// All returns every code that the programs of this version count.
+func All() []Info {
+	return append(verdicts(), drops()...)
+}
+
+func verdicts() []Info {
+	return []Info{
+		{Stack, "stack", "left to the kernel's network stack", ""},
+		{Peer, "peer", "put straight into a local pod", ""},
+		{Neigh, "neigh", "sent straight to the next hop", ""},
+		{Answer, "answer", "answered by the program: ARP or neighbour solicitation", ""},
+		{Marked, "marked", "sent by the fast path at an earlier hook", ""},
+		{EventLost, "event-lost", "a trace or drop record was not written: rate limit or full ring buffer", "raise the event rate or reduce monitor-aggregation's detail"},
+		{CTFull, "ct-full", "conntrack took no entry; the packet was forwarded all the same", "enlarge the conntrack maps"},
+		{FragFull, "frag-full", "the fragment table took no entry; later fragments will be dropped", "enlarge the fragment maps"},
+		{ICMPSent, "icmp-sent", "a packet-too-big or fragmentation-needed message was sent", ""},
+		{ICMPSuppressed, "icmp-suppressed", "a packet-too-big or fragmentation-needed message was not sent: rate limit, or an ICMP error would have answered an ICMP error", ""},
+		{CTNew, "ct-new", "a conntrack entry was made", ""},
+		{CTPickedUp, "ct-picked-up", "a conntrack entry was made for a TCP connection in mid-stream", ""},
+		{CTToStack, "ct-to-stack", "a connection of the fast path was seen coming out of the stack and stays there from now on", ""},
+	}
+}
+
+func drops() []Info {
+	return []Info{
+		{Malformed, "malformed", "lengths, versions or header fields contradict each other", "find the sender with `weft monitor --type drop`; capture there"},
+		{Truncated, "truncated", "the packet ends within a header", "find the sender with `weft monitor --type drop`; capture there"},
+		{ExtHeaders, "ext-headers", "more IPv6 extension headers than are walked (6)", "the sender must use fewer extension headers"},
+		{RoutingHeader, "routing-header", "IPv6 routing header of type 0, which RFC 5095 forbids", "the sender must not use it"},
+		{FragmentUnknown, "fragment-unknown", "a later fragment between pods arrived before its first fragment, or after that was forgotten", "avoid fragments: lower the sender's datagram size or align the MTUs"},
+		{FragmentOverlap, "fragment-overlap", "a fragment would overwrite ports or TCP flags (RFC 1858), or a first fragment lacks its transport header", "treat as an attack unless the sender is known to be broken"},
+		{SourceSpoofed, "source-spoofed", "the source address does not belong to the sender: not the pod's own, or a local address arriving from outside", "a pod must send from the addresses in its status; for routers or VPNs in pods use hostNetwork"},
+		{ARPSpoofed, "arp-spoofed", "a pod sent ARP for an address or MAC that is not its own", "a pod must use the addresses in its status"},
+		{NDSpoofed, "nd-spoofed", "a pod advertised a neighbour address that is not its own", "a pod must use the addresses in its status"},
+		{NDInvalid, "nd-invalid", "a neighbour discovery message that RFC 4861 or RFC 6980 tells to discard", "find the sender with `weft monitor --type drop`; capture there"},
+		{RouterAdvertisement, "router-advertisement", "a pod tried to act as an IPv6 router", "stop the router daemon in the pod, or use hostNetwork"},
+		{ICMPRedirect, "icmp-redirect", "a pod sent an ICMP redirect, which could steer other traffic to it", "switch off net.ipv4.conf.*.send_redirects in the pod"},
+		{LinkLocalSource, "link-local-source", "a pod used a link-local source for something other than neighbour or multicast listener discovery", "the application must bind to the pod's own address"},
+		{MartianDestination, "martian-destination", "a destination that never leaves a host: loopback, unspecified, reserved, or the pod's own address", "check the address that the application was given"},
+		{UnknownProtocol, "unknown-protocol", "neither IP nor ARP", "pods speak IPv4, IPv6 and ARP only"},
+		{FamilyDisabled, "family-disabled", "IPv4 or IPv6, which is off on this node", "enable the family (ipv4.enabled, ipv6.enabled) or stop the sender"},
+		{NoEndpoint, "no-endpoint", "a device or address without an endpoint: the pod is just being made or deleted", "if it lasts: `weft endpoint list` and `weft doctor`"},
+		{NotForEndpoint, "not-for-endpoint", "the node sent a pod what is not addressed to it", "compare `ip route` with `weft endpoint list`"},
+		{TooBig, "too-big", "larger than the MTU of the next link; the sender was told the right one", "if it goes on, ICMP is blocked on the way back, or the sender ignores it"},
+		{RedirectFailed, "redirect-failed", "the kernel refused to change or redirect the packet", "`weft status`; look for memory pressure"},
+	}
+}
