@@ -31,8 +31,8 @@ type Event struct {
 	IfIndex  int        `json:"ifindex"`
 	IfName   string     `json:"ifname,omitempty"`
 	OutIf    int        `json:"outIfindex,omitempty"` // device that it was redirected to, 0 if it was not
-	Endpoint uint16     `json:"endpoint,omitempty"` // the local endpoint concerned
-	Pod      string     `json:"pod,omitempty"`      // its namespace/name, filled in by the agent
+	Endpoint uint16     `json:"endpoint,omitempty"`   // the local endpoint concerned
+	Pod      string     `json:"pod,omitempty"`        // its namespace/name, filled in by the agent
 	Src      netip.Addr `json:"src"`
 	Dst      netip.Addr `json:"dst"`
 	SrcPort  uint16     `json:"srcPort,omitempty"`
