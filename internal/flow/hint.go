@@ -2,12 +2,19 @@
 
 package flow
 
-// Hint says in a few words what a drop reason means for the operator, "" where
-// the reason has no entry.
-func Hint(reason string) string {
-	switch reason {
-	case "source-address":
-		return "the pod sent from an address that is not its own"
+import "github.com/weft-net/weft/internal/datapath/reason"
+
+// Hint says what to do about a drop, or where there is nothing to mend what it
+// means; "" for a reason of a newer datapath than this program knows.
+func Hint(name string) string {
+	for _, i := range reason.All() {
+		if i.Name != name {
+			continue
+		}
+		if i.Remedy != "" {
+			return i.Remedy
+		}
+		return i.Meaning
 	}
 	return ""
 }

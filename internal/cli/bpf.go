@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sort"
+
+	"github.com/cilium/ebpf"
+	"github.com/spf13/cobra"
+
+	"github.com/weft-net/weft/internal/datapath/maps"
+	"github.com/weft-net/weft/internal/rpc"
+)
+
+func (a *app) bpfCommand() *cobra.Command {
+	// Cilium's runbooks write `bpf ct list global`; there is only one table here.
+	global := func(cmd *cobra.Command, args []string) error {
+		if len(args) > 1 || (len(args) == 1 && args[0] != "global") {
+			return fmt.Errorf("%s: only \"global\" may follow", cmd.CommandPath())
+		}
+		return nil
+	}
+	return group("bpf", "What the kernel holds, read from the BPF maps",
+		group("endpoint", "Local endpoints as the programs see them",
+			listCommand[maps.EndpointRow](a, listing{
+				use: "list", short: "List the endpoint map",
+				verb: []string{"bpf", "endpoint", "list"}, path: rpc.PathBPFEndpoint,
+				offline: a.pinned(func(s *maps.Set) (any, error) { return s.Endpoints.List() }),
+			})),
+		group("ipcache", "Who stands behind an address",
+			listCommand[maps.IPCacheRow](a, listing{
+				use: "list", short: "List the ipcache maps",
+				verb: []string{"bpf", "ipcache", "list"}, path: rpc.PathBPFIPCache,
+				offline: a.pinned(func(s *maps.Set) (any, error) { return s.IPCache.List() }),
+			})),
+		group("ct", "Connections that the datapath follows",
+			listCommand[maps.CTRow](a, listing{
+				use: "list [global]", short: "List the conntrack maps", args: global,
+				verb: []string{"bpf", "ct", "list"}, path: rpc.PathBPFCT,
+				offline: a.pinned(func(s *maps.Set) (any, error) { return s.CT.List(0) }),
+			})),
+		group("metrics", "Packets and bytes by hook and reason",
+			listCommand[maps.MetricRow](a, listing{
+				use: "list", short: "List the counters",
+				verb: []string{"bpf", "metrics", "list"}, path: rpc.PathBPFMetrics,
+				offline: a.pinned(func(s *maps.Set) (any, error) { return s.Metrics.List() }),
+			})),
+	)
+}
+
+// pinned reads rows from the maps that the last agent left pinned.
+func (a *app) pinned(read func(*maps.Set) (any, error)) func(context.Context) (any, error) {
+	return func(context.Context) (any, error) {
+		s, err := openPins(a.paths.pins)
+		if err != nil {
+			return nil, err
+		}
+		rows, err := read(s)
+		return rows, errors.Join(err, s.Close())
+	}
+}
+
+// openPins opens all maps for reading; nothing is created.
+func openPins(dir string) (*maps.Set, error) {
+	raw := map[string]*ebpf.Map{}
+	closeAll := func() {
+		for _, m := range raw {
+			_ = m.Close() // read only: nothing to lose
+		}
+	}
+	for _, name := range maps.Names() {
+		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), &ebpf.LoadPinOptions{ReadOnly: true})
+		if errors.Is(err, os.ErrNotExist) {
+			closeAll()
+			return nil, fmt.Errorf("no map %s is pinned in %s: no agent has run here since the node booted", name, dir)
+		}
+		if err != nil {
+			closeAll()
+			return nil, fmt.Errorf("map %s: %w", name, err)
+		}
+		raw[name] = m
+	}
+	s, err := maps.NewSet(raw)
+	if err != nil {
+		closeAll()
+	}
+	return s, err
+}
+
+// leftBehind says what forwards on a node whose agent does not answer; nil
+// where nothing does.
+func (a *app) leftBehind(context.Context) *rpc.Component {
+	s, err := openPins(a.paths.pins)
+	if err != nil {
+		return nil
+	}
+	_ = s.Close() // read only: nothing to lose
+	links, err := os.ReadDir(filepath.Join(filepath.Dir(a.paths.pins), "links"))
+	if err != nil || len(links) == 0 {
+		return &rpc.Component{Name: "Datapath", State: rpc.StateFailing, Message: "maps are pinned but no program is attached"}
+	}
+	c := &rpc.Component{
+		Name: "Datapath", State: rpc.StateWarning,
+		Message: fmt.Sprintf("%d programs stay attached and forward without an agent; nothing new is learned", len(links)),
+	}
+	for _, l := range links {
+		c.Details = append(c.Details, l.Name())
+	}
+	return c
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	sort.Strings(keys)
+	return keys
+}

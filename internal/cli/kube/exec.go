@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+
+	"k8s.io/client-go/tools/remotecommand"
+	utilexec "k8s.io/client-go/util/exec"
+	"k8s.io/streaming/pkg/httpstream"
+)
+
+// ExecRequest is a command to run in a container. Nil streams are not opened.
+type ExecRequest struct {
+	Namespace, Pod, Container string
+	Command                   []string
+	Stdin                     io.Reader
+	Stdout, Stderr            io.Writer
+}
+
+// ExitError says that the command ran and ended with a code other than 0.
+type ExitError struct {
+	Code int
+}
+
+// Error names the code.
+func (e *ExitError) Error() string { return fmt.Sprintf("command ended with exit code %d", e.Code) }
+
+// Exec runs the command and returns when it has ended or the context has.
+// A command that ended with another code than 0 returns an *ExitError.
+func (c *Client) Exec(ctx context.Context, r ExecRequest) error {
+	q := url.Values{"container": {r.Container}, "command": r.Command}
+	for name, open := range map[string]bool{"stdin": r.Stdin != nil, "stdout": r.Stdout != nil, "stderr": r.Stderr != nil} {
+		if open {
+			q.Set(name, "true")
+		}
+	}
+	target, err := url.Parse(c.url(fmt.Sprintf("/api/v1/namespaces/%s/pods/%s/exec", r.Namespace, r.Pod)))
+	if err != nil {
+		return fmt.Errorf("exec %s/%s: %w", r.Namespace, r.Pod, err)
+	}
+	target.RawQuery = q.Encode()
+	ex, err := c.executor(target)
+	if err != nil {
+		return fmt.Errorf("exec %s/%s: %w", r.Namespace, r.Pod, err)
+	}
+	err = ex.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr})
+	var code utilexec.ExitError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &code) && code.Exited():
+		return &ExitError{Code: code.ExitStatus()}
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	}
+	return fmt.Errorf("exec %s/%s: %w", r.Namespace, r.Pod, err)
+}
+
+// executor prefers WebSockets and falls back to SPDY, which API servers before
+// 1.30 and some proxies need.
+func (c *Client) executor(target *url.URL) (remotecommand.Executor, error) {
+	ws, err := remotecommand.NewWebSocketExecutor(c.cfg, http.MethodGet, target.String())
+	if err != nil {
+		return nil, err
+	}
+	spdy, err := remotecommand.NewSPDYExecutor(c.cfg, http.MethodPost, target)
+	if err != nil {
+		return nil, err
+	}
+	return remotecommand.NewFallbackExecutor(ws, spdy, func(err error) bool {
+		return httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
+	})
+}
