@@ -30,7 +30,7 @@ func nodeRow(n *corev1.Node, cn *ciliumv2.CiliumNode, local bool) *table.Node {
 	}
 	for _, s := range cidrs {
 		if p, err := netip.ParsePrefix(s); err == nil {
-			row.PodCIDRs = append(row.PodCIDRs, p.Masked())
+			row.PodCIDRs = append(row.PodCIDRs, p)
 		}
 	}
 	for _, c := range n.Status.Conditions {
