@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+)
+
+// addPrograms compiles Weft's programs and puts them under /usr/bin.
+func addPrograms(ctx context.Context, t *tree, o options, dir string) error {
+	for _, name := range []string{"weft-agent", "weft", "weft-cni"} {
+		out := filepath.Join(dir, name)
+		if err := compile(ctx, o, "./cmd/"+name, out); err != nil {
+			return err
+		}
+		if err := t.copy("/usr/bin/"+name, out, 0o755); err != nil {
+			return err
+		}
+	}
+	// The runbooks of Cilium's users call the CLI by that name.
+	t.symlink("/usr/bin/cilium", "weft")
+	return nil
+}
+
+// compile builds a static program that does not depend on where it was built.
+func compile(ctx context.Context, o options, pkg, out string) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false",
+		"-ldflags", "-s -w -buildid= -X main.version="+o.version, "-o", out, pkg)
+	cmd.Dir = o.source
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux")
+	cmd.Stderr = os.Stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%s: go build: %w", pkg, err)
+	}
+	return nil
+}
