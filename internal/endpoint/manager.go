@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package endpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/weft-net/weft/internal/datapath/link"
+	"github.com/weft-net/weft/internal/ipam"
+	"github.com/weft-net/weft/internal/table"
+)
+
+// defaultConcurrency bounds operations at one time. Most of each is spent under
+// the kernel's RTNL, so more would only stand in line there.
+const defaultConcurrency = 8
+
+// Manager owns the endpoints of this node. It is safe for concurrent use.
+type Manager struct {
+	p     Params
+	log   *slog.Logger
+	alloc *ipam.Allocator
+	state *stateFile
+	slots *semaphore.Weighted
+	locks keyLocks
+	reap  chan struct{} // tells Run that something was retired
+
+	mu       sync.Mutex
+	ids      ids
+	eps      map[uint16]*table.Endpoint // made, and in the state file
+	retiring map[uint16]*table.Endpoint // deleted, but addresses and ids not free yet
+	nodeIPs  []netip.Addr
+}
+
+// New returns a Manager without endpoints. Call Restore before anything else,
+// and Run for what is done in the background.
+func New(p Params) (*Manager, error) {
+	switch {
+	case p.Links == nil, p.Datapath == nil, p.Rows == nil, p.State.DB == nil, p.State.Endpoints == nil, p.Settings.MTU == nil:
+		return nil, errors.New("endpoint manager: Links, Datapath, Rows, State and Settings.MTU are required")
+	case !p.Settings.Families.V4 && !p.Settings.Families.V6:
+		return nil, errors.New("endpoint manager: both address families are off: set ipv4.enabled or ipv6.enabled")
+	}
+	if p.Log == nil {
+		p.Log = slog.Default()
+	}
+	if p.State.Path == "" {
+		p.State.Path = StatePath
+	}
+	if p.Settings.Now == nil {
+		p.Settings.Now = time.Now
+	}
+	if p.Settings.Concurrency == 0 {
+		p.Settings.Concurrency = defaultConcurrency
+	}
+	if p.Observe == nil {
+		p.Observe = func(string, time.Duration, time.Duration, error) {}
+	}
+	m := &Manager{
+		p: p, log: p.Log,
+		alloc: ipam.New(ipam.Config{Families: p.Settings.Families, Claimed: p.Settings.Claimed, Now: p.Settings.Now}),
+		state: &stateFile{path: p.State.Path},
+		slots: semaphore.NewWeighted(int64(p.Settings.Concurrency)),
+		reap:  make(chan struct{}, 1),
+		eps:   map[uint16]*table.Endpoint{}, retiring: map[uint16]*table.Endpoint{},
+	}
+	m.ids.advance(0, p.Settings.Now())
+	return m, nil
+}
+
+// SetRanges sets the node's pod CIDRs, in order of preference. Pods outside of
+// them keep their addresses. On an error the ranges stay as they were; it names
+// the range and what is wrong with it.
+func (m *Manager) SetRanges(ranges []netip.Prefix) error {
+	if err := m.alloc.SetRanges(ranges); err != nil {
+		return fmt.Errorf("node %s: %w", m.p.Node, err)
+	}
+	return nil
+}
+
+// SetNodeAddrs sets the node's addresses, of which the host's routes to pods
+// prefer the first of each family as source. Routes that exist are changed.
+func (m *Manager) SetNodeAddrs(addrs []netip.Addr) error {
+	m.mu.Lock()
+	same := slices.Equal(m.nodeIPs, addrs)
+	m.nodeIPs = slices.Clone(addrs)
+	m.mu.Unlock()
+	if same {
+		return nil
+	}
+	var errs []error
+	for _, ep := range m.List() {
+		v, err := vethOf(&ep)
+		if err == nil {
+			err = m.p.Links.UpHost(v, ep.HostIfIndex, m.addressing(&ep))
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("endpoint %d (%s): %w", ep.ID, ep.Name(), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// IPAM returns how full the node's ranges are.
+func (m *Manager) IPAM() ipam.Status { return m.alloc.Status() }
+
+// Ranges returns the ranges that pods get their addresses from.
+func (m *Manager) Ranges() []netip.Prefix { return m.alloc.Ranges() }
+
+// HealthAddrs returns the reserved health address of the first range of each
+// family: the IPs of the health endpoint's AddRequest.
+func (m *Manager) HealthAddrs() []netip.Addr {
+	var out []netip.Addr
+	seen := map[bool]bool{}
+	for _, p := range m.alloc.Ranges() {
+		if v6 := p.Addr().Is6(); !seen[v6] {
+			seen[v6] = true
+			out = append(out, ipam.HealthAddr(p))
+		}
+	}
+	return out
+}
+
+// List returns the endpoints by ascending id.
+func (m *Manager) List() []table.Endpoint {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make([]table.Endpoint, 0, len(m.eps))
+	for _, id := range slices.Sorted(maps.Keys(m.eps)) {
+		out = append(out, *m.eps[id])
+	}
+	return out
+}
+
+// find returns the endpoint of an attachment, nil if there is none.
+func (m *Manager) find(containerID, ifname string) *table.Endpoint {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, ep := range m.eps {
+		if ep.ContainerID == containerID && ep.IfName == ifname {
+			return ep
+		}
+	}
+	return nil
+}
+
+// save writes the state file as things are now.
+func (m *Manager) save() error { return m.state.save(m.snapshot) }
+
+func (m *Manager) snapshot() *stateDoc {
+	now := m.p.Settings.Now()
+	resting := slices.DeleteFunc(m.alloc.Resting(), func(r ipam.Released) bool { return now.Sub(r.At) >= ipam.Rest })
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	byID := func(x, y *table.Endpoint) int { return int(x.ID) - int(y.ID) }
+	return &stateDoc{
+		Version: stateVersion, Generation: m.ids.generation, LastID: m.ids.last,
+		Endpoints: slices.SortedFunc(maps.Values(m.eps), byID),
+		Retiring:  slices.SortedFunc(maps.Values(m.retiring), byID),
+		Resting:   resting,
+	}
+}
+
+// publish makes the table show an endpoint, or with gone that it is no more.
+func (m *Manager) publish(ep *table.Endpoint, gone bool) {
+	txn := m.p.State.DB.WriteTxn(m.p.State.Endpoints)
+	defer txn.Commit()
+	var err error
+	if gone {
+		_, _, err = m.p.State.Endpoints.Delete(txn, ep)
+	} else {
+		_, _, err = m.p.State.Endpoints.Insert(txn, ep)
+	}
+	if err != nil { // only for a table of another database
+		m.log.Error("endpoint table refuses a row", "endpoint", ep.ID, "error", err)
+	}
+}
+
+func (m *Manager) addressing(ep *table.Endpoint) link.Addressing {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return link.Addressing{IPs: addrsOf(ep), Src: m.nodeIPs}
+}
+
+// vethOf describes an endpoint's pair to package link.
+func vethOf(ep *table.Endpoint) (link.Veth, error) {
+	mac, err := net.ParseMAC(ep.MAC)
+	if err != nil {
+		return link.Veth{}, err
+	}
+	host, err := net.ParseMAC(ep.HostMAC)
+	if err != nil {
+		return link.Veth{}, err
+	}
+	return link.Veth{
+		HostIfName: ep.HostIfName, Alias: aliasOf(ep), Netns: ep.Netns, IfName: ep.IfName,
+		MTU: ep.MTU, HostMAC: host, MAC: mac,
+	}, nil
+}
+
+func key(containerID, ifname string) string { return containerID + "/" + ifname }
+
+// owner names an endpoint to the allocator. The generation keeps an attachment
+// apart from its predecessor of the same name, whose addresses still rest.
+func owner(ep *table.Endpoint) string {
+	return fmt.Sprintf("%s (endpoint %d, generation %d)", key(ep.ContainerID, ep.IfName), ep.ID, ep.Generation)
+}
+
+// begin waits for a free slot and for the attachment's lock. The function
+// returned ends both and reports to the observer.
+func (m *Manager) begin(ctx context.Context, op, containerID, ifname string) (func(error), error) {
+	start := time.Now()
+	unlock, err := m.locks.lock(ctx, key(containerID, ifname))
+	if err == nil {
+		if err = m.slots.Acquire(ctx, 1); err != nil {
+			unlock()
+		}
+	}
+	wait := time.Since(start)
+	if err != nil {
+		err = fmt.Errorf("endpoint of container %s: %s: waited %s in line: %w", containerID, op, wait.Round(time.Millisecond), err)
+		m.p.Observe(op, wait, wait, err)
+		return nil, err
+	}
+	return func(err error) {
+		m.slots.Release(1)
+		unlock()
+		m.p.Observe(op, time.Since(start), wait, err)
+	}, nil
+}

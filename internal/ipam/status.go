@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ipam
+
+import (
+	"fmt"
+	"math"
+	"net/netip"
+	"strconv"
+	"time"
+)
+
+// RangeStatus is how full a range is, in addresses.
+type RangeStatus struct {
+	Prefix      netip.Prefix `json:"prefix"`
+	Used        uint64       `json:"used"`
+	Quarantined uint64       `json:"quarantined"` // resting for less than Rest, or claimed elsewhere
+	Total       uint64       `json:"total"`       // without reserved ones; saturates at 2^64-1
+}
+
+// Status of an Allocator.
+type Status struct {
+	Ranges []RangeStatus `json:"ranges"`
+	// Outside counts addresses in use that are in none of the ranges: the
+	// node's ranges were changed under running pods.
+	Outside uint64 `json:"outside"`
+}
+
+// Status counts. It takes time in proportion to the addresses in use and at rest.
+func (a *Allocator) Status() Status {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.status(a.cfg.Now())
+}
+
+func (a *Allocator) status(now time.Time) Status {
+	st := Status{Ranges: make([]RangeStatus, len(a.ranges))}
+	for i, s := range a.ranges {
+		st.Ranges[i] = RangeStatus{Prefix: s.prefix, Total: capacity(s.prefix)}
+	}
+	find := func(addr netip.Addr) *RangeStatus {
+		for i := range st.Ranges {
+			if st.Ranges[i].Prefix.Contains(addr) {
+				return &st.Ranges[i]
+			}
+		}
+		return nil
+	}
+	for addr := range a.used {
+		if r := find(addr); r != nil {
+			r.Used++
+		} else {
+			st.Outside++
+		}
+	}
+	for _, q := range a.rest {
+		for _, rel := range q.list {
+			if r := find(rel.Addr); r != nil && (now.Sub(rel.At) < Rest || a.cfg.Claimed(rel.Addr)) {
+				r.Quarantined++
+			}
+		}
+	}
+	return st
+}
+
+// HoldError says that allocation waits because it is not known which addresses
+// were released just now.
+type HoldError struct{ Wait time.Duration }
+
+func (e *HoldError) Error() string {
+	return fmt.Sprintf("addresses released before the state was lost still rest: try again in %s", e.Wait.Round(time.Second))
+}
+
+// ExhaustedError says that a family has no address left.
+type ExhaustedError struct {
+	V6     bool
+	Ranges []RangeStatus // of that family
+	// Next is how long until an address has rested enough; 0 if none is resting.
+	Next time.Duration
+}
+
+func (a *Allocator) exhausted(v6 bool, now time.Time) error {
+	e := &ExhaustedError{V6: v6}
+	for _, r := range a.status(now).Ranges {
+		if r.Prefix.Addr().Is6() == v6 {
+			e.Ranges = append(e.Ranges, r)
+		}
+	}
+	if q := a.rest[v6]; q.len() > 0 {
+		e.Next = max(Rest-now.Sub(q.at(0).At), time.Second)
+	}
+	return e
+}
+
+func (e *ExhaustedError) Error() string {
+	var ps []netip.Prefix
+	var used, resting, total uint64
+	for _, r := range e.Ranges {
+		ps = append(ps, r.Prefix)
+		used += r.Used
+		resting += r.Quarantined
+		total = saturatingAdd(total, r.Total)
+	}
+	next := ""
+	if e.Next > 0 {
+		next = fmt.Sprintf(" (the next is free in %s)", e.Next.Round(time.Second))
+	}
+	return fmt.Sprintf("%s pool %s is exhausted: %s addresses, %d in use, %d quarantined%s: delete pods on this node or add nodes; "+
+		"larger node ranges (--node-cidr-mask-size of kube-controller-manager) reach only nodes that join later",
+		familyName(e.V6), joinPrefixes(ps), count(total), used, resting, next)
+}
+
+func saturatingAdd(x, y uint64) uint64 {
+	if x > math.MaxUint64-y {
+		return math.MaxUint64
+	}
+	return x + y
+}
+
+func count(n uint64) string {
+	if n == math.MaxUint64 {
+		return "2^64 or more"
+	}
+	return strconv.FormatUint(n, 10)
+}
