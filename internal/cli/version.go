@@ -57,4 +57,3 @@ func (a *app) showVersion(ctx context.Context, clientOnly bool) error {
 	}
 	return a.complain(replies)
 }
-
