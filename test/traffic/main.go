@@ -7,7 +7,8 @@
 //	traffic recv --port 9000
 //	traffic send --to ADDRESS --port 9000 --rate 1000 --duration 20s
 //
-// send prints one Report as JSON and exits 1 if anything was lost or reset.
+// send prints one Report as JSON, also when SIGTERM ends it early, and exits 1
+// if anything was lost or reset.
 package main
 
 import (
@@ -29,9 +30,17 @@ type Report struct {
 	Received     uint64 `json:"received"`     // distinct datagrams that arrived
 	Lost         uint64 `json:"lost"`         // Sent - Received
 	LongestGapMS int64  `json:"longestGapMs"` // between two datagrams, as the receiver saw it
-	TCPBytes     uint64 `json:"tcpBytes"`     // echoed and compared
-	TCPResets    int    `json:"tcpResets"`    // the stream ended before its time
-	TCPError     string `json:"tcpError,omitempty"`
+	// Missing are the first few lost datagrams, in milliseconds since the start
+	// of the run, which says what happened at the time.
+	Missing []int64 `json:"missingMs,omitempty"`
+	// Overflow counts datagrams that reached the receiver's host and found its
+	// socket full: the machine was too busy, not the network at fault.
+	Overflow       uint64    `json:"overflow"`
+	Started        time.Time `json:"started"`
+	TCPBytes       uint64    `json:"tcpBytes"`       // echoed and compared
+	TCPResets      int       `json:"tcpResets"`      // the stream ended before its time
+	LongestStallMS int64     `json:"longestStallMs"` // of the stream, one chunk there and back
+	TCPError       string    `json:"tcpError,omitempty"`
 }
 
 func main() {

@@ -22,11 +22,27 @@ const maxRuns = 1024
 
 // tally is what arrived of one run.
 type tally struct {
-	seen    []uint64 // bitmap over sequence numbers
-	Count   uint64   `json:"count"`
-	GapMS   int64    `json:"gapMs"`
-	last    time.Time
-	started bool
+	seen     []uint64 // bitmap over sequence numbers
+	Count    uint64   `json:"count"`
+	GapMS    int64    `json:"gapMs"`
+	Missing  []uint64 `json:"missing"`  // filled in by missing
+	Overflow uint64   `json:"overflow"` // of all runs of this receiver
+	last     time.Time
+	started  bool
+}
+
+// maxMissing bounds how many lost datagrams are named.
+const maxMissing = 20
+
+// missing lists the first sequence numbers below sent that did not arrive.
+func (t *tally) missing(sent uint64) []uint64 {
+	var list []uint64
+	for seq := uint64(0); seq < sent && seq < 1<<26 && len(list) < maxMissing; seq++ {
+		if seq/64 >= uint64(len(t.seen)) || t.seen[seq/64]&(1<<(seq%64)) == 0 {
+			list = append(list, seq)
+		}
+	}
+	return list
 }
 
 func (t *tally) add(seq uint64, now time.Time) {
@@ -47,12 +63,14 @@ func (t *tally) add(seq uint64, now time.Time) {
 }
 
 type receiver struct {
-	mu   sync.Mutex
-	runs map[uint64]*tally
+	mu         sync.Mutex
+	runs       map[uint64]*tally
+	overflowed uint64 // before this receiver began
 }
 
 // receive serves until ctx ends: datagrams are counted, TCP connections either
-// echo ("E" as first byte) or ask for a run's tally ("Q" and the id).
+// echo ("E" as first byte) or ask for a run's tally ("Q", the id, and how many
+// datagrams were sent).
 func receive(ctx context.Context, port int) error {
 	addr := fmt.Sprintf(":%d", port)
 	pc, err := net.ListenPacket("udp", addr)
@@ -65,9 +83,9 @@ func receive(ctx context.Context, port int) error {
 		return fmt.Errorf("listen tcp %s: %w", addr, err)
 	}
 	if uc, ok := pc.(*net.UDPConn); ok {
-		_ = uc.SetReadBuffer(8 << 20) // the receiver must not be what loses datagrams
+		largeBuffer(uc, 8<<20) // the receiver must not be what loses datagrams
 	}
-	r := &receiver{runs: map[uint64]*tally{}}
+	r := &receiver{runs: map[uint64]*tally{}, overflowed: overflows()}
 	var wg sync.WaitGroup
 	wg.Go(func() { r.datagrams(pc) })
 	wg.Go(func() { r.streams(ln) })
@@ -123,16 +141,18 @@ func (r *receiver) stream(c net.Conn) {
 	case 'E':
 		_, _ = io.Copy(c, br)
 	case 'Q':
-		var id uint64
-		if binary.Read(br, binary.BigEndian, &id) != nil {
+		var q struct{ ID, Sent uint64 }
+		if binary.Read(br, binary.BigEndian, &q) != nil {
 			return
 		}
 		r.mu.Lock()
 		t := tally{}
-		if have := r.runs[id]; have != nil {
+		if have := r.runs[q.ID]; have != nil {
 			t = *have
 		}
+		t.Missing = t.missing(q.Sent)
 		r.mu.Unlock()
+		t.Overflow = overflows() - r.overflowed
 		_ = json.NewEncoder(c).Encode(&t)
 	}
 }

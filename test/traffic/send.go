@@ -31,7 +31,7 @@ func send(ctx context.Context, to string, port, rate int, duration time.Duration
 	var idb [8]byte
 	_, _ = rand.Read(idb[:])
 	id := binary.BigEndian.Uint64(idb[:])
-	rep := &Report{To: target}
+	rep := &Report{To: target, Started: time.Now()}
 
 	stream, err := net.DialTimeout("tcp", target, 5*time.Second)
 	if err != nil {
@@ -51,11 +51,15 @@ func send(ctx context.Context, to string, port, rate int, duration time.Duration
 	}
 
 	time.Sleep(settle) // datagrams in flight: nothing announces the last of them
-	t, err := query(target, id)
+	t, err := query(target, id, rep.Sent)
 	if err != nil {
 		return nil, err
 	}
 	rep.Received, rep.Lost, rep.LongestGapMS = t.Count, rep.Sent-t.Count, t.GapMS
+	rep.Overflow = t.Overflow
+	for _, seq := range t.Missing {
+		rep.Missing = append(rep.Missing, int64(seq)*1000/int64(rate))
+	}
 	return rep, nil
 }
 
@@ -99,7 +103,8 @@ func echo(ctx context.Context, c net.Conn, rep *Report) {
 	out, in := make([]byte, chunk), make([]byte, chunk)
 	_, _ = rand.Read(out)
 	for ctx.Err() == nil {
-		_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+		begin := time.Now()
+		_ = c.SetDeadline(begin.Add(30 * time.Second))
 		if _, err := c.Write(out); err != nil {
 			fail(err)
 			return
@@ -113,6 +118,7 @@ func echo(ctx context.Context, c net.Conn, rep *Report) {
 			return
 		}
 		rep.TCPBytes += chunk
+		rep.LongestStallMS = max(rep.LongestStallMS, time.Since(begin).Milliseconds())
 		select {
 		case <-ctx.Done():
 		case <-time.After(pause):
@@ -120,8 +126,8 @@ func echo(ctx context.Context, c net.Conn, rep *Report) {
 	}
 }
 
-// query asks the receiver what arrived of a run.
-func query(target string, id uint64) (*tally, error) {
+// query asks the receiver what arrived of a run of sent datagrams.
+func query(target string, id, sent uint64) (*tally, error) {
 	c, err := net.DialTimeout("tcp", target, 10*time.Second)
 	if err != nil {
 		return nil, fmt.Errorf("dial tcp %s for the tally: %w", target, err)
@@ -129,9 +135,9 @@ func query(target string, id uint64) (*tally, error) {
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
 	if err := binary.Write(c, binary.BigEndian, struct {
-		Verb byte
-		ID   uint64
-	}{'Q', id}); err != nil {
+		Verb     byte
+		ID, Sent uint64
+	}{'Q', id, sent}); err != nil {
 		return nil, fmt.Errorf("ask for the tally: %w", err)
 	}
 	var t tally
