@@ -25,7 +25,7 @@ func shareAddress(_, _ string, c syscall.RawConn) error {
 // sets "do not fragment" and ignores what the kernel remembers about the path
 // (IP_PMTUDISC_PROBE), so that a path that became too narrow shows every time;
 // otherwise datagrams are fragmented by the MTU of the device
-// (IP_PMTUDISC_INTERFACE), whatever an ICMP error said.
+// (IP_PMTUDISC_OMIT), whatever an ICMP error said.
 func fragmentation(v6, whole bool) func(_, _ string, c syscall.RawConn) error {
 	return func(_, _ string, c syscall.RawConn) error {
 		return control(c, func(fd int) error { return setFragmentation(fd, v6, whole) })
@@ -37,11 +37,11 @@ func setFragmentation(fd int, v6, whole bool) error {
 	case v6 && whole:
 		return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE)
 	case v6:
-		return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_INTERFACE)
+		return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_OMIT)
 	case whole:
 		return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE)
 	}
-	return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_INTERFACE)
+	return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_OMIT)
 }
 
 func control(c syscall.RawConn, f func(fd int) error) error {
