@@ -143,8 +143,10 @@ func TestCustomResourceDefinitions(t *testing.T) {
 	}{
 		{v2.CiliumNodeResource, "Cluster", []string{"cn", "ciliumn"}, []string{"CiliumInternalIP", "InternalIP", "Age"}, true},
 		{
-			v2.CiliumEndpointResource, "Namespaced", []string{"cep", "ciliumep"},
-			[]string{"Security Identity", "Ingress Enforcement", "Egress Enforcement", "Endpoint State", "IPv4", "IPv6"}, false,
+			v2.CiliumEndpointResource, "Namespaced",
+			[]string{"cep", "ciliumep"},
+			[]string{"Security Identity", "Ingress Enforcement", "Egress Enforcement", "Endpoint State", "IPv4", "IPv6"},
+			false,
 		},
 	}
 	for _, c := range cases {

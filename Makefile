@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# `make help` lists what there is. Everything that is made goes to build/.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+IMAGE ?= weft-net.local/weft:dev
+LAB ?= weft
+NODES ?= 3
+FUZZTIME ?= 20s
+# go test's own cache makes a second run of what has not changed free.
+GOTESTFLAGS ?= -timeout 10m
+
+BIN := build/bin
+TOOLS := build/tools
+export CGO_ENABLED ?= 0
+export GOFLAGS ?= -buildvcs=false
+export PATH := $(CURDIR)/$(BIN):$(CURDIR)/$(TOOLS):$(PATH)
+
+GO_LDFLAGS := -s -w -X main.version=$(VERSION)
+HELM_VERSION := v3.22.0
+# Helm learns from its build which Kubernetes it renders for when nobody tells it.
+HELM_LDFLAGS := -s -w -X helm.sh/helm/v3/internal/version.version=$(HELM_VERSION) \
+	$(foreach p,chartutil lint/rules,-X helm.sh/helm/v3/pkg/$(p).k8sVersionMajor=1 -X helm.sh/helm/v3/pkg/$(p).k8sVersionMinor=36)
+
+##@ General
+
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Programs to build/bin: weft, weft-agent, weft-cni, weft-lab
+	go build -trimpath -ldflags '$(GO_LDFLAGS)' -o $(BIN)/ ./cmd/...
+	cd lab && go build -trimpath -ldflags '$(GO_LDFLAGS)' -o ../$(BIN)/weft-lab ./cmd/weft-lab
+	ln -sf weft $(BIN)/kubectl-weft
+
+.PHONY: generate
+generate: $(TOOLS)/controller-gen ## BPF objects, deep copies, custom resource definitions
+	go generate ./internal/...
+	controller-gen object:headerFile=tools/boilerplate.txt \
+		crd paths=./api/cilium.io/v2 output:crd:dir=install/helm/weft/crds
+
+.PHONY: image
+image: ## Container image as build/image/weft.tar
+	go run ./install/image -name $(IMAGE) -version $(VERSION) -out build/image/weft.tar -cache build/image/debs
+
+.PHONY: deps
+deps: ## Debian packages that build and tests need (as root)
+	test/deps.sh
+
+.PHONY: clean
+clean: ## Remove build/ but for what took long: tools, packages, Kubernetes
+	rm -rf build/bin build/test build/log build/image/weft.tar
+
+##@ Try it
+
+.PHONY: demo
+demo: ## A 3-node Kubernetes on this machine with Weft, tested and left running
+	test/demo.sh up $(LAB) $(NODES)
+
+.PHONY: demo-down
+demo-down: ## End the demo and remove all that it made
+	test/demo.sh down $(LAB)
+
+##@ Test
+
+.PHONY: check
+check: ## Build, lint, generated files, unit and BPF tests; 5 minutes at most when warm
+	test/step.sh build $(MAKE) build
+	test/step.sh lint $(MAKE) lint
+	test/step.sh generated $(MAKE) generated
+	test/step.sh unit $(MAKE) unit
+
+.PHONY: lint
+lint: $(TOOLS)/golangci-lint $(TOOLS)/helm ## Linters over Go, shell and the chart
+	golangci-lint run ./...
+	cd lab && golangci-lint run --config ../.golangci.yml ./...
+	helm lint --quiet --strict install/helm/weft
+	shellcheck --severity=style test/*.sh .ci/run
+
+.PHONY: generated
+generated: ## Fail if generated files differ from what their sources give
+	test/generated.sh
+
+.PHONY: unit
+unit: $(TOOLS)/gotestsum $(TOOLS)/helm ## Unit tests, BPF programs in Program.Run included (as root for the kernel's part)
+	@mkdir -p build/test
+	gotestsum --format pkgname-and-test-fails --hide-summary skipped --jsonfile build/test/unit.json -- $(GOTESTFLAGS) ./...
+	cd lab && gotestsum --format pkgname-and-test-fails --hide-summary skipped --jsonfile ../build/test/lab.json -- $(GOTESTFLAGS) ./...
+
+.PHONY: race
+race: $(TOOLS)/gotestsum $(TOOLS)/helm ## Unit tests under the race detector (needs gcc)
+	@mkdir -p build/test
+	CGO_ENABLED=1 gotestsum --format pkgname-and-test-fails --hide-summary skipped --jsonfile build/test/race.json -- -race $(GOTESTFLAGS) ./...
+
+.PHONY: e2e
+e2e: build image $(TOOLS)/gotestsum $(TOOLS)/helm ## End-to-end tests in a lab of their own
+	test/e2e.sh
+
+.PHONY: test
+test: ## What CI runs: check and e2e; installs what it needs first
+	test/ci.sh test
+
+.PHONY: test-full
+test-full: ## Everything there is: test, race, fuzz, upstream conformance, benchmarks
+	test/ci.sh full
+
+.PHONY: test-e2e-upstream
+test-e2e-upstream: build image $(TOOLS)/helm ## Kubernetes' own [sig-network] [Conformance] tests, kube-proxy in both modes
+	test/upstream.sh
+
+.PHONY: bench-cni
+bench-cni: build ## CNI latency and agent memory, to build/bench/cni.json
+	@mkdir -p build/bench
+	go run ./test/bench/cni -out build/bench/cni.json
+
+.PHONY: fuzz
+fuzz: ## Each fuzz target for FUZZTIME
+	test/fuzz.sh $(FUZZTIME)
+
+##@ Tools
+
+.PHONY: tools
+tools: $(TOOLS)/controller-gen $(TOOLS)/helm $(TOOLS)/gotestsum $(TOOLS)/golangci-lint ## Compile the tools pinned under tools/ (minutes when cold)
+
+$(TOOLS)/controller-gen: tools/go.mod
+	cd tools && go build -ldflags '-s -w' -o ../$@ sigs.k8s.io/controller-tools/cmd/controller-gen && touch ../$@
+
+$(TOOLS)/gotestsum: tools/go.mod
+	cd tools && go build -ldflags '-s -w' -o ../$@ gotest.tools/gotestsum && touch ../$@
+
+$(TOOLS)/helm: tools/go.mod
+	cd tools && go build -ldflags '$(HELM_LDFLAGS)' -o ../$@ helm.sh/helm/v3/cmd/helm && touch ../$@
+
+$(TOOLS)/golangci-lint: tools/golangci-lint/go.mod
+	cd tools/golangci-lint && go build -ldflags '-s -w' -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint && touch ../../$@
