@@ -1,0 +1,3 @@
+module github.com/weft-net/weft/lab/build/pause
+
+go 1.26.0

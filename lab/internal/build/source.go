@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package build
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+)
+
+// CacheDir is where everything that is built stays.
+func CacheDir() (string, error) {
+	if d := os.Getenv("WEFT_LAB_CACHE"); d != "" {
+		return filepath.Abs(d)
+	}
+	d, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("cache directory: %w; set WEFT_LAB_CACHE", err)
+	}
+	return filepath.Join(d, "weft-lab"), nil
+}
+
+// sourceDir finds lab/build, the folder of module files. They cannot be
+// embedded in the binary: go:embed leaves nested modules out.
+func sourceDir() (string, error) {
+	var candidates []string
+	if d := os.Getenv("WEFT_LAB_SOURCE"); d != "" {
+		candidates = append(candidates, d)
+	}
+	if _, file, _, ok := runtime.Caller(0); ok {
+		candidates = append(candidates, filepath.Join(filepath.Dir(file), "../../build"))
+	}
+	if exe, err := os.Executable(); err == nil {
+		candidates = append(candidates, filepath.Join(filepath.Dir(exe), "../lab/build"))
+	}
+	if wd, err := os.Getwd(); err == nil {
+		candidates = append(candidates, filepath.Join(wd, "lab/build"), filepath.Join(wd, "build"))
+	}
+	for _, c := range candidates {
+		if _, err := os.Stat(filepath.Join(c, "k8s/go.mod")); err == nil {
+			return filepath.Abs(c)
+		}
+	}
+	return "", errors.New("module files lab/build/k8s/go.mod not found: run inside the repository or set WEFT_LAB_SOURCE to its lab/build")
+}
