@@ -4,6 +4,7 @@ package k8s
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -23,6 +24,17 @@ import (
 // annotationMirror names, on the API server's image of a static pod, the UID
 // that kubelet and container runtime know the pod by.
 const annotationMirror = "kubernetes.io/config.mirror"
+
+// NodeLabel names, on a CiliumEndpoint, the node whose agent writes it; the
+// chart's admission policy lets nobody else.
+const NodeLabel = "weft.dev/node"
+
+// HeldError says that a CiliumEndpoint still belongs to another node.
+type HeldError struct{ Name, Node string }
+
+func (e *HeldError) Error() string {
+	return fmt.Sprintf("CiliumEndpoint %s: still belongs to node %s, whose agent or the garbage collector will delete it", e.Name, e.Node)
+}
 
 // EndpointWriter is the target (reconcile.Target) that publishes this node's
 // endpoints as CiliumEndpoints. Of several agents that write an object of one
@@ -49,7 +61,9 @@ func (w *EndpointWriter) Update(ctx context.Context, ep, _ *table.Endpoint, _ bo
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	err := w.update(ctx, ep)
-	w.client.conn.note("ciliumendpoints of this node", err)
+	if held := new(HeldError); !errors.As(err, &held) {
+		w.client.conn.note("ciliumendpoints of this node", err)
+	}
 	return err
 }
 
@@ -65,7 +79,7 @@ func (w *EndpointWriter) update(ctx context.Context, ep *table.Endpoint) error {
 	if err != nil || uid == "" {
 		return err
 	}
-	want := ciliumEndpoint(ep, uid, self)
+	want := ciliumEndpoint(ep, uid, w.client.node, self)
 	for range 3 {
 		again, err := w.apply(ctx, want)
 		if err != nil || !again {
@@ -102,16 +116,22 @@ func (w *EndpointWriter) apply(ctx context.Context, want *ciliumv2.CiliumEndpoin
 	if !owned(cur.Labels) {
 		return false, fmt.Errorf("CiliumEndpoint %s %w", name, ErrNotOurs)
 	}
+	if holder := cur.Labels[NodeLabel]; holder != "" && holder != w.client.node {
+		// Of an earlier pod of this name on another node. That node's agent, or the
+		// garbage collector, deletes it; ours is not allowed to.
+		return false, &HeldError{Name: name, Node: holder}
+	}
 	if !equality.Semantic.DeepEqual(cur.OwnerReferences, want.OwnerReferences) {
 		// Of an earlier pod of this name. The garbage collector may be on its way
 		// to delete it for that pod's sake: only a new object is safe from it.
 		err := w.client.deleteEndpoint(ctx, &cur)
 		return err == nil, err
 	}
-	if equality.Semantic.DeepEqual(cur.Status, want.Status) {
+	if equality.Semantic.DeepEqual(cur.Status, want.Status) && cur.Labels[NodeLabel] == w.client.node {
 		return false, nil
 	}
 	cur.Status = want.Status
+	cur.Labels[NodeLabel] = w.client.node
 	err = c.Put().Namespace(want.Namespace).Resource(ciliumv2.CiliumEndpointResource).Name(want.Name).Body(&cur).Do(ctx).Error()
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
 		return true, nil
@@ -213,7 +233,7 @@ func (w *EndpointWriter) podUID(ctx context.Context, ep *table.Endpoint) (string
 	return string(pod.UID), nil
 }
 
-func ciliumEndpoint(ep *table.Endpoint, podUID string, node netip.Addr) *ciliumv2.CiliumEndpoint {
+func ciliumEndpoint(ep *table.Endpoint, podUID, nodeName string, node netip.Addr) *ciliumv2.CiliumEndpoint {
 	pair := &ciliumv2.AddressPair{}
 	if ep.IPv4.IsValid() {
 		pair.IPv4 = ep.IPv4.String()
@@ -226,7 +246,7 @@ func ciliumEndpoint(ep *table.Endpoint, podUID string, node netip.Addr) *ciliumv
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace:       ep.Namespace,
 			Name:            ep.Pod,
-			Labels:          map[string]string{ciliumv2.PartOfLabel: ciliumv2.PartOfValue},
+			Labels:          map[string]string{ciliumv2.PartOfLabel: ciliumv2.PartOfValue, NodeLabel: nodeName},
 			OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: ep.Pod, UID: types.UID(podUID)}},
 		},
 		Status: ciliumv2.EndpointStatus{

@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cilium/statedb"
+	"github.com/weft-net/weft/internal/table"
+)
+
+// routesRefresh is how often foreign routes are looked at again while a peer
+// depends on them. Netlink's own notifications are not enough: the table may
+// have changed while the agent did not run.
+const routesRefresh = 10 * time.Second
+
+// tables are all the tables of the agent.
+type tables struct {
+	db        *statedb.DB
+	endpoints statedb.RWTable[*table.Endpoint]
+	nodes     statedb.RWTable[*table.Node]
+	pods      statedb.RWTable[*table.RemotePod]
+	ipcache   statedb.RWTable[*table.IPCache]
+	devices   statedb.RWTable[*table.Device]
+	routes    statedb.RWTable[*table.Route]
+}
+
+func newTables() (t tables, err error) {
+	t.db = statedb.New()
+	for _, f := range []func() error{
+		func() error { t.endpoints, err = table.NewEndpoints(t.db); return err },
+		func() error { t.nodes, err = table.NewNodes(t.db); return err },
+		func() error { t.pods, err = table.NewRemotePods(t.db); return err },
+		func() error { t.ipcache, err = table.NewIPCache(t.db); return err },
+		func() error { t.devices, err = table.NewDevices(t.db); return err },
+		func() error { t.routes, err = table.NewRoutes(t.db); return err },
+	} {
+		if err := f(); err != nil {
+			return t, err
+		}
+	}
+	return t, nil
+}
+
+// deriver turns what is known into what is wanted: ipcache entries and routes.
+// It is the only writer of those two tables.
+type deriver struct {
+	t       tables
+	fam     families
+	direct  bool                           // auto-direct-node-routes
+	foreign func() ([]netip.Prefix, error) // routes of others in the main table
+	log     *slog.Logger
+
+	claims *claims
+	self   *table.Node
+	done   []func(statedb.WriteTxn) // initialisers of the desired tables, nil when done
+
+	mu       sync.Mutex
+	problems []string
+}
+
+// newDeriver registers the desired tables' initialisers: nothing is pruned in
+// the kernel before every input was complete once.
+func newDeriver(t tables, fam families, direct bool, foreign func() ([]netip.Prefix, error), log *slog.Logger) *deriver {
+	txn := t.db.WriteTxn(t.ipcache, t.routes)
+	defer txn.Commit()
+	return &deriver{
+		t: t, fam: fam, direct: direct, foreign: foreign, log: log, claims: newClaims(),
+		done: []func(statedb.WriteTxn){
+			t.ipcache.RegisterInitializer(txn, "derivation"),
+			t.routes.RegisterInitializer(txn, "derivation"),
+		},
+	}
+}
+
+// inputs are the changes of the deriver's source tables.
+type inputs struct {
+	nodes     statedb.ChangeIterator[*table.Node]
+	pods      statedb.ChangeIterator[*table.RemotePod]
+	endpoints statedb.ChangeIterator[*table.Endpoint]
+	devices   statedb.ChangeIterator[*table.Device]
+}
+
+func (d *deriver) watch() (in inputs, err error) {
+	txn := d.t.db.WriteTxn(d.t.nodes, d.t.pods, d.t.endpoints, d.t.devices)
+	defer txn.Commit()
+	for _, f := range []func() error{
+		func() error { in.nodes, err = d.t.nodes.Changes(txn); return err },
+		func() error { in.pods, err = d.t.pods.Changes(txn); return err },
+		func() error { in.endpoints, err = d.t.endpoints.Changes(txn); return err },
+		func() error { in.devices, err = d.t.devices.Changes(txn); return err },
+	} {
+		if err := f(); err != nil {
+			return in, fmt.Errorf("derivation: %w", err)
+		}
+	}
+	return in, nil
+}
+
+// Run derives until ctx ends.
+func (d *deriver) Run(ctx context.Context) error {
+	in, err := d.watch()
+	if err != nil {
+		return err
+	}
+	defer in.nodes.Close()
+	defer in.pods.Close()
+	defer in.endpoints.Close()
+	defer in.devices.Close()
+	refresh := time.NewTicker(routesRefresh)
+	defer refresh.Stop()
+	again := true // routes
+	for {
+		txn := d.t.db.ReadTxn()
+		touched, routesDue, wake := d.take(in, txn)
+		if err := d.commit(txn, touched, routesDue || again); err != nil {
+			return err
+		}
+		again = false
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-wake.nodes:
+		case <-wake.pods:
+		case <-wake.endpoints:
+		case <-wake.devices:
+		case <-wake.initialised:
+		case <-refresh.C:
+			again = len(d.Problems()) > 0 || !d.direct
+		}
+	}
+}
+
+// wake holds the channels that announce more work.
+type wake struct {
+	nodes, pods, endpoints, devices, initialised <-chan struct{}
+}
+
+// take applies all changes up to txn to the claims.
+func (d *deriver) take(in inputs, txn statedb.ReadTxn) (touched map[netip.Prefix]bool, routesDue bool, w wake) {
+	touched = map[netip.Prefix]bool{}
+	set := func(owner string, cs []claim) {
+		for _, p := range d.claims.set(owner, cs) {
+			touched[p] = true
+		}
+	}
+	nodes, wn := in.nodes.Next(txn)
+	for c := range nodes {
+		routesDue = true
+		if c.Deleted {
+			set(nodeOwner(c.Object.Name), nil)
+			continue
+		}
+		set(nodeOwner(c.Object.Name), nodeClaims(c.Object, d.fam))
+		if c.Object.Local && (d.self == nil || !slices.Equal(d.self.Addrs, c.Object.Addrs)) {
+			// Which CiliumEndpoints are our own is told by our addresses.
+			d.self = c.Object
+			for p := range d.t.pods.All(txn) {
+				set(podOwner(p), podClaims(p, d.self, d.fam))
+			}
+		}
+	}
+	pods, wp := in.pods.Next(txn)
+	for c := range pods {
+		if c.Deleted {
+			set(podOwner(c.Object), nil)
+		} else {
+			set(podOwner(c.Object), podClaims(c.Object, d.self, d.fam))
+		}
+	}
+	endpoints, we := in.endpoints.Next(txn)
+	for c := range endpoints {
+		if c.Deleted {
+			set(endpointOwner(c.Object), nil)
+		} else {
+			set(endpointOwner(c.Object), endpointClaims(c.Object))
+		}
+	}
+	devices, wd := in.devices.Next(txn)
+	for c := range devices {
+		routesDue = true
+		if c.Deleted {
+			set(deviceOwner(c.Object), nil)
+		} else {
+			set(deviceOwner(c.Object), deviceClaims(c.Object, d.fam))
+		}
+	}
+	return touched, routesDue, wake{wn, wp, we, wd, d.initialised(txn)}
+}
+
+// initialised returns a channel that closes when the first table that is not
+// complete becomes so, or nil if all are.
+func (d *deriver) initialised(txn statedb.ReadTxn) <-chan struct{} {
+	for _, t := range []statedb.TableMeta{d.t.nodes, d.t.pods, d.t.endpoints, d.t.devices} {
+		if ok, ch := t.Initialized(txn); !ok {
+			return ch
+		}
+	}
+	return nil
+}
+
+// commit writes what changed. txn is the snapshot that the claims stand for.
+func (d *deriver) commit(txn statedb.ReadTxn, touched map[netip.Prefix]bool, routesDue bool) error {
+	complete := d.done != nil && d.initialised(txn) == nil
+	if len(touched) == 0 && !routesDue && !complete {
+		return nil
+	}
+	wtxn := d.t.db.WriteTxn(d.t.ipcache, d.t.routes)
+	defer wtxn.Abort()
+	for p := range touched {
+		if err := d.commitPrefix(wtxn, p); err != nil {
+			return err
+		}
+	}
+	if routesDue || complete {
+		if err := d.commitRoutes(txn, wtxn); err != nil {
+			return err
+		}
+	}
+	if complete {
+		for _, f := range d.done {
+			f(wtxn)
+		}
+		d.done = nil
+	}
+	wtxn.Commit()
+	return nil
+}
+
+func (d *deriver) commitPrefix(wtxn statedb.WriteTxn, p netip.Prefix) error {
+	old, _, had := d.t.ipcache.Get(wtxn, table.IPCacheByPrefix.Query(p))
+	row, want := d.claims.winner(p)
+	var err error
+	switch {
+	case want && (!had || *old != row):
+		_, _, err = d.t.ipcache.Insert(wtxn, &row)
+	case !want && had:
+		_, _, err = d.t.ipcache.Delete(wtxn, old)
+	}
+	if err != nil {
+		return fmt.Errorf("ipcache %s: %w", p, err)
+	}
+	return nil
+}
+
+func (d *deriver) commitRoutes(txn statedb.ReadTxn, wtxn statedb.WriteTxn) error {
+	foreign, err := d.foreign()
+	if err != nil {
+		d.log.Warn("routes of the node cannot be read", "error", err)
+	}
+	r := routing{direct: d.direct, fam: d.fam, foreign: foreign}
+	for n := range d.t.nodes.All(txn) {
+		r.nodes = append(r.nodes, n)
+	}
+	for dev := range d.t.devices.All(txn) {
+		r.devices = append(r.devices, dev)
+	}
+	want, problems := r.routes()
+	d.note(problems)
+	keep := map[netip.Prefix]bool{}
+	for _, route := range want {
+		keep[route.Prefix] = true
+		if old, _, ok := d.t.routes.Get(wtxn, table.RouteByPrefix.Query(route.Prefix)); ok && *old == *route {
+			continue
+		}
+		if _, _, err := d.t.routes.Insert(wtxn, route); err != nil {
+			return fmt.Errorf("route %s: %w", route.Prefix, err)
+		}
+	}
+	for old := range d.t.routes.All(wtxn) {
+		if keep[old.Prefix] {
+			continue
+		}
+		if _, _, err := d.t.routes.Delete(wtxn, old); err != nil {
+			return fmt.Errorf("route %s: %w", old.Prefix, err)
+		}
+	}
+	return nil
+}
+
+func (d *deriver) note(problems []string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, p := range problems {
+		if !slices.Contains(d.problems, p) {
+			d.log.Warn("pods of a node cannot be reached", "problem", p)
+		}
+	}
+	d.problems = problems
+}
+
+// Problems returns a sentence for each range of a node that cannot be routed.
+func (d *deriver) Problems() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.problems)
+}
