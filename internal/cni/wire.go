@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package cni holds both ends of the CNI: the plugin that the container runtime
-// executes and the agent's server that it speaks to.
+// executes (package plugin) and the agent's server that it speaks to (package
+// server). This package is what the two share, and imports nothing heavy.
 //
 // The wire is a 4-byte big-endian length and that many bytes of JSON, one
 // request and one response a connection, on a unix socket: a gRPC client would
@@ -14,6 +15,24 @@ import "net/netip"
 const (
 	SocketPath = "/var/run/weft/cni.sock"
 	QueueDir   = "/var/run/weft/deletes" // DELs taken while no agent answered
+	// UnreachableFile has as its time since when the plugin finds no agent. The
+	// plugin makes it, the agent removes it when it serves.
+	UnreachableFile = "/var/run/weft/cni-unreachable"
+)
+
+// Error codes of the CNI specification 1.1, section "Error", and of its library.
+const (
+	CodeVersion      uint = 1
+	CodeUnknown      uint = 3 // container
+	CodeEnvironment  uint = 4
+	CodeIO           uint = 5
+	CodeDecode       uint = 6
+	CodeConfig       uint = 7
+	CodeNetns        uint = 8
+	CodeTryAgain     uint = 11
+	CodeNotAvailable uint = 50 // STATUS
+	CodeLimited      uint = 51 // STATUS
+	CodeInternal     uint = 999
 )
 
 // MaxMessage bounds a message in bytes, either way.
@@ -49,6 +68,14 @@ type Error struct {
 	Code    uint   `json:"code"`
 	Msg     string `json:"msg"`
 	Details string `json:"details,omitempty"` // what to do next
+}
+
+// Error returns message and details.
+func (e *Error) Error() string {
+	if e.Details == "" {
+		return e.Msg
+	}
+	return e.Msg + ": " + e.Details
 }
 
 // Result describes the attachment that an ADD made.

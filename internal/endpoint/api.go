@@ -67,7 +67,7 @@ type Params struct {
 	State    State
 	Links    *link.Links
 	Datapath Datapath
-	Rows     Rows // MapRows in the agent
+	Rows     Rows     // MapRows in the agent
 	Observe  Observer // may be nil
 	Log      *slog.Logger
 }

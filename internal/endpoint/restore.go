@@ -107,6 +107,7 @@ func (m *Manager) adopt(doc *stateDoc, f *found) {
 		m.ids.advance(r.Generation, m.p.Settings.Now())
 	}
 	m.mu.Unlock()
+	var gone []*table.Endpoint
 	for _, ep := range doc.Endpoints {
 		k, ok := f.links[ep.HostIfName]
 		alive := ok && k.Index == ep.HostIfIndex && !k.Retired && ep.State == table.EndpointReady
@@ -114,9 +115,15 @@ func (m *Manager) adopt(doc *stateDoc, f *found) {
 			m.log.Info("endpoint's link is gone, deleting the endpoint", "endpoint", ep.ID, "name", ep.Name(), "link", ep.HostIfName)
 		}
 		m.take(ep, alive)
+		if !alive {
+			gone = append(gone, ep)
+		}
 	}
 	for _, ep := range doc.Retiring {
 		m.take(ep, false)
+	}
+	for _, ep := range append(gone, doc.Retiring...) { // all that live are known by now
+		m.clear(ep, f)
 	}
 	m.alloc.RestoreResting(doc.Resting)
 }
@@ -138,9 +145,24 @@ func (m *Manager) take(ep *table.Endpoint, alive bool) {
 	}
 	if alive {
 		m.publish(ep, false)
-		return
 	}
-	if err := errors.Join(m.p.Rows.RemoveEndpoint(ep), m.p.Datapath.DetachEndpoint(ep.HostIfName), m.p.Links.Retire(ep.HostIfName)); err != nil {
+}
+
+// clear removes what a retiring endpoint may still have. Its link's name may
+// belong to a living successor by now: the same attachment, made anew.
+func (m *Manager) clear(ep *table.Endpoint, f *found) {
+	errs := []error{m.p.Rows.RemoveEndpoint(ep)}
+	succeeded := false
+	for _, other := range m.List() {
+		succeeded = succeeded || other.HostIfName == ep.HostIfName
+	}
+	if _, there := f.links[ep.HostIfName]; there && !succeeded {
+		errs = append(errs, m.p.Links.Retire(ep.HostIfName))
+	}
+	if !succeeded {
+		errs = append(errs, m.p.Datapath.DetachEndpoint(ep.HostIfName))
+	}
+	if err := errors.Join(errs...); err != nil {
 		m.log.Error("endpoint that is no more left something behind", "endpoint", ep.ID, "name", ep.Name(), "error", err)
 	}
 }
@@ -158,6 +180,7 @@ func (m *Manager) clearRows(f *found) {
 		m.log.Info("endpoint map has a row of no endpoint, removing it", "endpoint", id, "ipv4", row.IPv4, "ipv6", row.IPv6)
 		row.Kind, row.ContainerID, row.IfName, row.HostIfName = table.EndpointPod, fmt.Sprintf("unknown-%d", id), "unknown", "unknown"
 		m.take(row, false)
+		m.clear(row, f)
 	}
 }
 

@@ -15,12 +15,12 @@ import (
 
 // Attributes that package nl does not name: linux/if_link.h, linux/ip.h.
 const (
-	inet6AddrGenMode     = 8 // IFLA_INET6_ADDR_GEN_MODE
-	inetConf             = 1 // IFLA_INET_CONF
-	devconfForwarding    = 1 // IPV4_DEVCONF_FORWARDING
-	devconfRPFilter      = 8 // IPV4_DEVCONF_RP_FILTER
-	maxAlias             = 255
-	addrGenModeNone byte = 1 // IN6_ADDR_GEN_MODE_NONE
+	inet6AddrGenMode       = 8 // IFLA_INET6_ADDR_GEN_MODE
+	inetConf               = 1 // IFLA_INET_CONF
+	devconfForwarding      = 1 // IPV4_DEVCONF_FORWARDING
+	devconfRPFilter        = 8 // IPV4_DEVCONF_RP_FILTER
+	maxAlias               = 255
+	addrGenModeNone   byte = 1 // IN6_ADDR_GEN_MODE_NONE
 )
 
 // Veth describes a pod's pair of devices.
