@@ -36,7 +36,7 @@ weft.validate fails with one line for each value that Weft does not honour.
 {{- $_ := set $ctx "problems" (concat $ctx.problems $add) -}}
 {{- end -}}
 
-{{/* Looks at one value and everything below it. */}}
+{{/* Looks at one value and everything below it; null is Helm's way to remove a key. */}}
 {{- define "weft.walk" -}}
 {{- $ctx := .ctx -}}
 {{- $path := .path -}}
@@ -44,7 +44,7 @@ weft.validate fails with one line for each value that Weft does not honour.
 {{- range $k, $v := .value -}}
 {{- include "weft.walk" (dict "ctx" $ctx "path" (ternary $k (printf "%s.%s" $path $k) (eq $path "")) "value" $v) -}}
 {{- end -}}
-{{- else if not (has $path $ctx.keys.open) -}}
+{{- else if not (or (kindIs "invalid" .value) (has $path $ctx.keys.open)) -}}
 {{- $value := toString .value -}}
 {{- $only := get $ctx.keys.only $path -}}
 {{- if has $path $ctx.keys.honoured -}}

@@ -1,0 +1,482 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package helm_test
+
+import (
+	"bytes"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+
+	"github.com/weft-net/weft/internal/config"
+)
+
+// helm runs the pinned helm and returns what it printed.
+func helm(t *testing.T, args ...string) (stdout, stderr string, err error) {
+	t.Helper()
+	bin, err := filepath.Abs("../../build/tools/helm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(bin); err != nil {
+		t.Skip("needs build/tools/helm: run make tools")
+	}
+	cmd := exec.Command(bin, args...)
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	err = cmd.Run()
+	return out.String(), errOut.String(), err
+}
+
+func template(t *testing.T, args ...string) (string, string, error) {
+	t.Helper()
+	return helm(t, append([]string{"template", "weft", "weft", "--namespace", "kube-system"}, args...)...)
+}
+
+func render(t *testing.T, args ...string) string {
+	t.Helper()
+	out, errOut, err := template(t, args...)
+	if err != nil {
+		t.Fatalf("helm template %s: %v\n%s", strings.Join(args, " "), err, errOut)
+	}
+	return out
+}
+
+// objects splits a rendered chart by kind/name.
+func objects(t *testing.T, rendered string) map[string][]byte {
+	t.Helper()
+	out := map[string][]byte{}
+	for doc := range strings.SplitSeq(rendered, "\n---") {
+		var o struct {
+			Kind     string            `json:"kind"`
+			Metadata metav1.ObjectMeta `json:"metadata"`
+		}
+		raw := []byte(strings.TrimPrefix(doc, "---"))
+		if err := yaml.Unmarshal(raw, &o); err != nil {
+			t.Fatalf("%v in\n%s", err, doc)
+		}
+		if o.Kind != "" {
+			out[o.Kind+"/"+o.Metadata.Name] = raw
+		}
+	}
+	return out
+}
+
+func object[T any](t *testing.T, rendered, name string) *T {
+	t.Helper()
+	raw, ok := objects(t, rendered)[name]
+	if !ok {
+		t.Fatalf("the chart renders no %s", name)
+	}
+	var o T
+	// Strict: a misspelt field would be dropped by the API server without a word.
+	if err := yaml.UnmarshalStrict(raw, &o); err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	return &o
+}
+
+func settings(t *testing.T, args ...string) map[string]string {
+	t.Helper()
+	return object[corev1.ConfigMap](t, render(t, args...), "ConfigMap/cilium-config").Data
+}
+
+// Fault: chart and agent disagree about the name or the form of a setting, and
+// the agent refuses to start in the cluster.
+func TestSettingsAreWhatTheAgentReads(t *testing.T) {
+	for _, args := range [][]string{
+		nil,
+		{"--set", "ipv6.enabled=true,MTU=9000,pprof.enabled=true,debug.enabled=true,bpf.monitorAggregation=none,prometheus.enabled=false"},
+		{"--set", "devices={eth0,bond*}"},
+	} {
+		data := settings(t, args...)
+		if _, err := config.Parse(data); err != nil {
+			t.Errorf("helm template %v: the agent says: %v", args, err)
+		}
+	}
+	cfg, err := config.Parse(settings(t, "--set", "devices={eth0,bond*}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"eth0", "bond*"}, cfg.Devices); diff != "" {
+		t.Errorf("devices (-want +got):\n%s", diff)
+	}
+}
+
+// Fault: a key is accepted and then ignored. Each honoured key, changed, must
+// change what is rendered.
+func TestEachHonouredKeyHasAnEffect(t *testing.T) {
+	other := map[string]string{
+		"MTU":                           "1400",
+		"affinity":                      `{"nodeAffinity":{}}`,
+		"annotations":                   `{"a":"b"}`,
+		"autoDirectNodeRoutes":          "false",
+		"bpf.monitorAggregation":        `"none"`,
+		"cgroup.autoMount.enabled":      "false",
+		"cgroup.hostRoot":               `"/sys/fs/cgroup"`,
+		"cni.binPath":                   `"/usr/lib/cni"`,
+		"cni.confPath":                  `"/etc/other"`,
+		"debug.enabled":                 "true",
+		"devices":                       `"eth1"`,
+		"healthPort":                    "9880",
+		"image.digest":                  `"sha256:` + strings.Repeat("a", 64) + `"`,
+		"image.pullPolicy":              `"Always"`,
+		"image.repository":              `"example.org/weft"`,
+		"image.tag":                     `"v9"`,
+		"imagePullSecrets":              `[{"name":"s"}]`,
+		"ipv4.enabled":                  "false",
+		"ipv6.enabled":                  "true",
+		"k8sServiceHost":                `"10.0.0.1"`,
+		"k8sServicePort":                "6444",
+		"nodeSelector":                  `{"a":"b"}`,
+		"podAnnotations":                `{"a":"b"}`,
+		"podLabels":                     `{"a":"b"}`,
+		"pprof.enabled":                 "true",
+		"pprof.port":                    "6061",
+		"priorityClassName":             `"other"`,
+		"prometheus.enabled":            "false",
+		"prometheus.port":               "9963",
+		"resources":                     `{"limits":{"memory":"1Gi"}}`,
+		"rollOutCiliumPods":             "false",
+		"terminationGracePeriodSeconds": "9",
+		"tolerations":                   `[{"key":"a"}]`,
+		"updateStrategy":                `{"type":"OnDelete"}`,
+	}
+	// What a key needs beside it to have an effect.
+	beside := map[string][]string{
+		"ipv4.enabled":   {"--set-json", "ipv6.enabled=true"},
+		"k8sServicePort": {"--set-json", `k8sServiceHost="10.0.0.1"`},
+		"pprof.port":     {"--set-json", "pprof.enabled=true"},
+	}
+	keys := readKeys(t)
+	for _, key := range keys.Honoured {
+		t.Run(key, func(t *testing.T) {
+			if len(keys.Only[key].Values) == 1 {
+				t.Skip("has one value only, which TestRefusals covers")
+			}
+			value, ok := other[key]
+			if !ok {
+				t.Fatal("this test knows no second value for it: add one to the table")
+			}
+			base := render(t, beside[key]...)
+			if base == render(t, append([]string{"--set-json", key + "=" + value}, beside[key]...)...) {
+				t.Errorf("%s=%s changes nothing", key, value)
+			}
+		})
+	}
+}
+
+// keysFile is files/keys.yaml.
+type keysFile struct {
+	Honoured []string `json:"honoured"`
+	Open     []string `json:"open"`
+	Only     map[string]struct {
+		Values []string `json:"values"`
+		Why    string   `json:"why"`
+	} `json:"only"`
+	Refused map[string]struct {
+		Why    string `json:"why"`
+		Near   string `json:"near"`
+		Accept string `json:"accept"`
+		Always bool   `json:"always"`
+	} `json:"refused"`
+}
+
+func readKeys(t *testing.T) *keysFile {
+	t.Helper()
+	var k keysFile
+	readYAML(t, "weft/files/keys.yaml", &k)
+	return &k
+}
+
+func readYAML(t *testing.T, name string, out any) {
+	t.Helper()
+	raw, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := yaml.UnmarshalStrict(raw, out); err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+}
+
+// Fault: a key is in values.yaml but not checked, or checked but not there.
+func TestKeysValuesAndSchemaAgree(t *testing.T) {
+	keys := readKeys(t)
+	var values, schema map[string]any
+	readYAML(t, "weft/values.yaml", &values)
+	readYAML(t, "weft/values.schema.json", &schema)
+
+	if diff := cmp.Diff(keys.Honoured, leaves(values, "", keys.Open)); diff != "" {
+		t.Errorf("files/keys.yaml against values.yaml (-want +got):\n%s", diff)
+	}
+	got := schemaLeaves(schema, schema, "")
+	got = slices.DeleteFunc(got, func(s string) bool { return s == "global" })
+	if diff := cmp.Diff(keys.Honoured, got); diff != "" {
+		t.Errorf("files/keys.yaml against values.schema.json (-want +got):\n%s", diff)
+	}
+	for key, r := range keys.Refused {
+		if !slices.Contains(keys.Honoured, r.Near) {
+			t.Errorf("refused key %s names %q, which is not honoured", key, r.Near)
+		}
+		if slices.Contains(keys.Honoured, key) {
+			t.Errorf("%s is honoured and refused", key)
+		}
+		if r.Why == "" || strings.HasSuffix(r.Why, ".") {
+			t.Errorf("refused key %s: %q is not a sentence without its full stop", key, r.Why)
+		}
+	}
+}
+
+// leaves returns the dotted paths of all values, sorted.
+func leaves(v map[string]any, prefix string, open []string) []string {
+	var out []string
+	for k, x := range v {
+		p := strings.TrimPrefix(prefix+"."+k, ".")
+		if m, ok := x.(map[string]any); ok && !slices.Contains(open, p) {
+			out = append(out, leaves(m, p, open)...)
+		} else {
+			out = append(out, p)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// schemaLeaves returns the dotted paths of all properties, sorted.
+func schemaLeaves(root, s map[string]any, prefix string) []string {
+	if ref, ok := s["$ref"].(string); ok {
+		s = root["definitions"].(map[string]any)[strings.TrimPrefix(ref, "#/definitions/")].(map[string]any)
+	}
+	props, ok := s["properties"].(map[string]any)
+	if !ok {
+		return []string{prefix}
+	}
+	var out []string
+	for k, x := range props {
+		out = append(out, schemaLeaves(root, x.(map[string]any), strings.TrimPrefix(prefix+"."+k, "."))...)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// Fault: a value that Weft does not honour installs all the same, or is refused
+// without a reason that helps.
+func TestRefusals(t *testing.T) {
+	for _, c := range []struct {
+		set  string
+		want []string // all of them in the error; none: accepted
+	}{
+		{"kubeProxyReplacment=true", []string{"kubeProxyReplacment: Weft has no such key", "kubeProxyReplacement"}},
+		{"endpointRoute.enabled=true", []string{"endpointRoute.enabled", "Nearest key that works: endpointRoutes.enabled"}},
+		{"healthport=1", []string{"Nearest key that works: healthPort"}},
+		{"cgroup.autoMount.resources.x=1", []string{"Nearest key that works: cgroup.autoMount.enabled"}},
+		{"kubeProxyReplacement=true", []string{"beside kube-proxy"}},
+		{"kubeProxyReplacement=strict", []string{"kubeProxyReplacement=strict", "beside kube-proxy"}},
+		{"routingMode=tunnel", []string{"does not encapsulate yet", "routingMode=native"}},
+		{"ipam.mode=cluster-pool", []string{"Node.spec.podCIDRs", "ipam.mode=kubernetes"}},
+		{"endpointRoutes.enabled=false", []string{"route of its own"}},
+		{"bpf.monitorAggregation=maximum", []string{"none", "medium"}},
+		{"hubble.relay.enabled=true", []string{"hubble.relay.enabled=true", "weft monitor"}},
+		{"hubble.enabled=false,l2announcements.enabled=false,bpf.masquerade=false,tunnelProtocol=", nil},
+		{"bpf.autoMount.enabled=false", []string{"always mounts"}},
+		{"hubble.metrics.enabled={dns,tcp}", []string{"hubble.metrics.enabled"}},
+		{"ipv4.enabled=false", []string{"both are false"}},
+		{"k8sServicePort=6443", []string{"k8sServiceHost"}},
+		{"prometheus.port=9879", []string{"healthPort"}},
+		{"pprof.enabled=true,pprof.port=9962", []string{"pprof.port"}},
+		{"MTU=100", []string{"/MTU"}},
+		{"devices=7", []string{"/devices"}},
+		{"image.digest=latest", []string{"/image/digest"}},
+		{"cgroup=null", []string{"cgroup"}},
+		{"global.anything=1", nil},
+	} {
+		t.Run(c.set, func(t *testing.T) {
+			_, errOut, err := template(t, "--set", c.set)
+			if (err != nil) != (len(c.want) > 0) {
+				t.Fatalf("error %v, stderr:\n%s", err, errOut)
+			}
+			for _, w := range c.want {
+				if !strings.Contains(errOut, w) {
+					t.Errorf("the error does not say %q:\n%s", w, errOut)
+				}
+			}
+		})
+	}
+}
+
+// The base values of the seed: each key is honoured, or refused with a sentence.
+func TestSeedBaseValues(t *testing.T) {
+	_, errOut, err := template(t, "--values", "testdata/seed-base-values.yaml")
+	if err == nil {
+		t.Fatal("values that Weft does not honour were accepted")
+	}
+	var refused []string
+	for line := range strings.Lines(errOut) {
+		if l, ok := strings.CutPrefix(line, "  - "); ok {
+			key, _, _ := strings.Cut(l, "=")
+			refused = append(refused, key)
+			if len(strings.Fields(l)) < 6 {
+				t.Errorf("not a sentence: %s", l)
+			}
+		}
+	}
+	slices.Sort(refused)
+	want := []string{"bandwidthManager.enabled", "bpf.masquerade", "kubeProxyReplacement", "l2announcements.enabled", "loadBalancer.algorithm", "loadBalancer.mode"}
+	if diff := cmp.Diff(want, refused); diff != "" {
+		t.Errorf("refused keys (-want +got):\n%s", diff)
+	}
+
+	// With those switched off or removed, the rest installs and means what it says.
+	args := []string{
+		"--values", "testdata/seed-base-values.yaml", "--set",
+		"kubeProxyReplacement=false,loadBalancer=null,l2announcements.enabled=false,bandwidthManager.enabled=false,bpf.masquerade=false",
+	}
+	out := render(t, args...)
+	data := object[corev1.ConfigMap](t, out, "ConfigMap/cilium-config").Data
+	if data["cgroup-root"] != "/sys/fs/cgroup" || data["routing-mode"] != "native" || data["ipam"] != "kubernetes" {
+		t.Errorf("settings %v", data)
+	}
+	for _, c := range agentPod(t, out).Spec.Containers {
+		env := map[string]string{}
+		for _, e := range c.Env {
+			env[e.Name] = e.Value
+		}
+		if env["KUBERNETES_SERVICE_HOST"] != "localhost" || env["KUBERNETES_SERVICE_PORT"] != "7445" {
+			t.Errorf("container %s: API server %s:%s", c.Name, env["KUBERNETES_SERVICE_HOST"], env["KUBERNETES_SERVICE_PORT"])
+		}
+	}
+}
+
+func agentPod(t *testing.T, rendered string) *corev1.PodTemplateSpec {
+	t.Helper()
+	return &object[appsv1.DaemonSet](t, rendered, "DaemonSet/cilium").Spec.Template
+}
+
+// Fault: a name that the seeds' runbooks type is gone, or the pods would not run
+// on every node, or run with more than they need.
+func TestDaemonSet(t *testing.T) {
+	out := render(t)
+	ds := object[appsv1.DaemonSet](t, out, "DaemonSet/cilium")
+	pod := ds.Spec.Template
+	for k, v := range map[string]string{"k8s-app": "cilium", "app.kubernetes.io/name": "cilium-agent", "app.kubernetes.io/part-of": "weft"} {
+		if ds.Labels[k] != v || pod.Labels[k] != v {
+			t.Errorf("label %s is %q on the DaemonSet and %q on its pods, want %q", k, ds.Labels[k], pod.Labels[k], v)
+		}
+	}
+	if len(pod.Spec.Containers) != 1 || pod.Spec.Containers[0].Name != "cilium-agent" {
+		t.Fatalf("containers %v, want cilium-agent alone", pod.Spec.Containers)
+	}
+	c := pod.Spec.Containers[0]
+	sc := c.SecurityContext
+	if sc.Privileged != nil || !*sc.ReadOnlyRootFilesystem || len(sc.Capabilities.Add) == 0 || slices.Contains(sc.Capabilities.Add, "ALL") {
+		t.Errorf("agent's security context: %+v", sc)
+	}
+	if c.Resources.Limits.Memory().IsZero() {
+		t.Error("no memory limit")
+	}
+	for _, e := range c.Env {
+		if e.Name == "GOMEMLIMIT" && e.Value != "256MiB" {
+			t.Errorf("GOMEMLIMIT %s, want half of the limit of 512Mi", e.Value)
+		}
+	}
+	for name, p := range map[string]*corev1.Probe{"startup": c.StartupProbe, "liveness": c.LivenessProbe, "readiness": c.ReadinessProbe} {
+		if p == nil || p.HTTPGet == nil || p.HTTPGet.Host != "127.0.0.1" || p.HTTPGet.Port.IntValue() != 9879 {
+			t.Errorf("%s probe %+v, want HTTP to 127.0.0.1:9879", name, p)
+		}
+	}
+	if !pod.Spec.HostNetwork || pod.Spec.HostPID || pod.Spec.PriorityClassName != "system-node-critical" {
+		t.Errorf("hostNetwork %v, hostPID %v, priority %s", pod.Spec.HostNetwork, pod.Spec.HostPID, pod.Spec.PriorityClassName)
+	}
+	if len(pod.Spec.Tolerations) != 1 || pod.Spec.Tolerations[0] != (corev1.Toleration{Operator: corev1.TolerationOpExists}) {
+		t.Errorf("tolerations %v: the agent must run on tainted nodes, to untaint them", pod.Spec.Tolerations)
+	}
+	wantMount(t, pod.Spec.InitContainers[0], "/sys/fs/bpf", corev1.MountPropagationBidirectional)
+	wantMount(t, pod.Spec.InitContainers[0], "/run/netns", corev1.MountPropagationBidirectional)
+	wantMount(t, c, "/sys/fs/bpf", corev1.MountPropagationHostToContainer)
+	wantMount(t, c, "/run/netns", corev1.MountPropagationHostToContainer)
+}
+
+func wantMount(t *testing.T, c corev1.Container, path string, prop corev1.MountPropagationMode) {
+	t.Helper()
+	for _, m := range c.VolumeMounts {
+		if m.MountPath == path {
+			if m.MountPropagation == nil || *m.MountPropagation != prop {
+				t.Errorf("container %s: %s is not mounted %s", c.Name, path, prop)
+			}
+			return
+		}
+	}
+	t.Errorf("container %s does not mount %s", c.Name, path)
+}
+
+// Fault: settings change and the agents go on with the old ones.
+func TestSettingsRollTheAgents(t *testing.T) {
+	sum := func(args ...string) string {
+		return agentPod(t, render(t, args...)).Annotations["weft.dev/config-checksum"]
+	}
+	a, b := sum(), sum("--set", "MTU=1400")
+	if a == "" || a == b {
+		t.Errorf("checksum %q before and %q after a change", a, b)
+	}
+	if c := sum("--set", "rollOutCiliumPods=false"); c != "" {
+		t.Errorf("rollOutCiliumPods=false leaves checksum %q", c)
+	}
+}
+
+// Fault: the agents may do more in the cluster than they have use for. A change
+// of this list is a change of what a broken-into node can do.
+func TestAgentsRights(t *testing.T) {
+	role := object[rbacv1.ClusterRole](t, render(t), "ClusterRole/weft-agent")
+	got := map[string][]string{}
+	for _, r := range role.Rules {
+		for _, res := range r.Resources {
+			got[res] = append(got[res], r.Verbs...)
+		}
+	}
+	want := map[string][]string{
+		"nodes":           {"get", "list", "watch", "patch"},
+		"nodes/status":    {"patch"},
+		"pods":            {"get", "list", "watch"},
+		"ciliumnodes":     {"get", "list", "watch", "create", "update"},
+		"ciliumendpoints": {"get", "list", "watch", "create", "update", "delete"},
+		"events":          {"create"},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("rights (-want +got):\n%s", diff)
+	}
+}
+
+// Fault: an object that the chart makes is not marked as Weft's, so that the
+// next install takes it for a live Cilium's, or uninstall leaves it.
+func TestEverythingIsMarked(t *testing.T) {
+	objs := objects(t, render(t, "--set", "annotations.team=net"))
+	if len(objs) < 7 {
+		t.Fatalf("only %v", slices.Sorted(maps.Keys(objs)))
+	}
+	for name, raw := range objs {
+		var o struct {
+			Metadata metav1.ObjectMeta `json:"metadata"`
+		}
+		if err := yaml.Unmarshal(raw, &o); err != nil {
+			t.Fatal(err)
+		}
+		if o.Metadata.Labels["app.kubernetes.io/part-of"] != "weft" {
+			t.Errorf("%s is not labelled as part of weft", name)
+		}
+		if o.Metadata.Annotations["team"] != "net" {
+			t.Errorf("%s lacks the annotations of values.annotations", name)
+		}
+	}
+}
