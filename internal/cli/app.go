@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weft-net/weft/internal/cli/kube"
+	"github.com/weft-net/weft/internal/datapath"
 	"github.com/weft-net/weft/internal/rpc"
 )
 
@@ -102,7 +103,7 @@ type options struct {
 // paths are the places on a node that decide where answers come from.
 type paths struct {
 	socket    string
-	pins      string // directory of the pinned maps
+	pins      string // datapath.DefaultRoot: pinned maps and links
 	endpoints string // state file
 	cniConf   string
 }
@@ -117,7 +118,7 @@ func newApp(s Streams, version string) *app {
 		},
 		paths: paths{
 			socket:    rpc.SocketPath,
-			pins:      "/sys/fs/bpf/weft/maps",
+			pins:      datapath.DefaultRoot,
 			endpoints: "/var/run/weft/endpoints.json",
 			cniConf:   "/etc/cni/net.d",
 		},
@@ -169,7 +170,7 @@ func (a *app) root(name string) *cobra.Command {
 	}
 	root.AddCommand(
 		a.statusCommand(), a.endpointCommand(), a.nodeCommand(), a.bpfCommand(), a.monitorCommand(),
-		a.versionCommand(),
+		a.connectivityCommand(), a.versionCommand(),
 	)
 	return root
 }
@@ -188,7 +189,7 @@ func (a *app) onNode() bool {
 	if a.wantsCluster() {
 		return false
 	}
-	return exists(a.paths.socket) || exists(a.paths.pins)
+	return exists(a.paths.socket) || exists(filepath.Join(a.paths.pins, "maps"))
 }
 
 func exists(path string) bool {

@@ -10,9 +10,9 @@ import (
 	"path/filepath"
 	"sort"
 
-	"github.com/cilium/ebpf"
 	"github.com/spf13/cobra"
 
+	"github.com/weft-net/weft/internal/datapath"
 	"github.com/weft-net/weft/internal/datapath/maps"
 	"github.com/weft-net/weft/internal/rpc"
 )
@@ -56,7 +56,7 @@ func (a *app) bpfCommand() *cobra.Command {
 // pinned reads rows from the maps that the last agent left pinned.
 func (a *app) pinned(read func(*maps.Set) (any, error)) func(context.Context) (any, error) {
 	return func(context.Context) (any, error) {
-		s, err := openPins(a.paths.pins)
+		s, err := datapath.OpenMaps(a.paths.pins)
 		if err != nil {
 			return nil, err
 		}
@@ -65,42 +65,15 @@ func (a *app) pinned(read func(*maps.Set) (any, error)) func(context.Context) (a
 	}
 }
 
-// openPins opens all maps for reading; nothing is created.
-func openPins(dir string) (*maps.Set, error) {
-	raw := map[string]*ebpf.Map{}
-	closeAll := func() {
-		for _, m := range raw {
-			_ = m.Close() // read only: nothing to lose
-		}
-	}
-	for _, name := range maps.Names() {
-		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), &ebpf.LoadPinOptions{ReadOnly: true})
-		if errors.Is(err, os.ErrNotExist) {
-			closeAll()
-			return nil, fmt.Errorf("no map %s is pinned in %s: no agent has run here since the node booted", name, dir)
-		}
-		if err != nil {
-			closeAll()
-			return nil, fmt.Errorf("map %s: %w", name, err)
-		}
-		raw[name] = m
-	}
-	s, err := maps.NewSet(raw)
-	if err != nil {
-		closeAll()
-	}
-	return s, err
-}
-
 // leftBehind says what forwards on a node whose agent does not answer; nil
 // where nothing does.
 func (a *app) leftBehind(context.Context) *rpc.Component {
-	s, err := openPins(a.paths.pins)
+	s, err := datapath.OpenMaps(a.paths.pins)
 	if err != nil {
 		return nil
 	}
 	_ = s.Close() // read only: nothing to lose
-	links, err := os.ReadDir(filepath.Join(filepath.Dir(a.paths.pins), "links"))
+	links, err := os.ReadDir(filepath.Join(a.paths.pins, "links"))
 	if err != nil || len(links) == 0 {
 		return &rpc.Component{Name: "Datapath", State: rpc.StateFailing, Message: "maps are pinned but no program is attached"}
 	}

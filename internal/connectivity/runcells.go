@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package connectivity
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// runCells runs each probe's cells through exec, all probes at once.
+func (r *runner) runCells(ctx context.Context, cells []Cell, all int) map[int]Result {
+	var mu sync.Mutex
+	results := make(map[int]Result, all)
+	failed := 0
+	take := func(res Result) {
+		mu.Lock()
+		defer mu.Unlock()
+		results[res.ID] = res
+		if res.Error != "" {
+			failed++
+		}
+		r.say.Cells(len(results), failed, all)
+	}
+	var g errgroup.Group
+	g.SetLimit(parallelExec)
+	for pod, plan := range r.shard(cells) {
+		g.Go(func() error {
+			done, err := r.exec(ctx, pod, plan, take)
+			if err == nil && len(done) == len(plan.Cells) {
+				return nil
+			}
+			if err == nil {
+				err = errors.New("it ended early")
+			}
+			for i := range plan.Cells {
+				if c := &plan.Cells[i]; !done[c.ID] {
+					take(Result{ID: c.ID, Error: fmt.Sprintf("not run: probe in pod %s: %s", pod, err)})
+				}
+			}
+			return nil
+		})
+	}
+	_ = g.Wait() // errors stand in the results
+	return results
+}
+
+// shard gives each probe the cells that start from it.
+func (r *runner) shard(cells []Cell) map[string]*ProbePlan {
+	hosts := map[string]string{}
+	for i := range r.topo.Nodes {
+		hosts[r.topo.Nodes[i].Name] = r.topo.Nodes[i].Host.Name
+	}
+	plans := map[string]*ProbePlan{}
+	for i := range cells {
+		c := &cells[i]
+		if !c.Runs() {
+			continue
+		}
+		pod := c.From.Name
+		if c.From.Kind == KindNode {
+			pod = hosts[c.From.Node]
+		}
+		plan := plans[pod]
+		if plan == nil {
+			plan = &ProbePlan{
+				Token: r.token.String(), Timeout: r.opts.CellTimeout, Retries: r.opts.Retries,
+				Concurrency: concurrency, WaitLimit: waitServices,
+			}
+			plans[pod] = plan
+		}
+		if at := netip.AddrPortFrom(c.Addr, c.Port); c.Path == Hairpin && !waits(plan.Wait, at) {
+			plan.Wait = append(plan.Wait, at) // until kube-proxy knows the Service
+		}
+		plan.Cells = append(plan.Cells, *c)
+	}
+	return plans
+}
+
+func waits(list []netip.AddrPort, at netip.AddrPort) bool {
+	for _, a := range list {
+		if a == at {
+			return true
+		}
+	}
+	return false
+}
+
+// exec runs `weft connectivity probe` in the pod, hands on its results as they
+// come and returns which cells have one.
+func (r *runner) exec(ctx context.Context, pod string, plan *ProbePlan, take func(Result)) (map[int]bool, error) {
+	in, err := json.Marshal(plan)
+	if err != nil {
+		return nil, err
+	}
+	out, w := io.Pipe()
+	var stderr limitedBuffer
+	ended := make(chan error, 1)
+	go func() {
+		err := r.api.Exec(ctx, pod, []string{"/usr/bin/weft", "connectivity", "probe"}, bytes.NewReader(in), w, &stderr)
+		_ = w.CloseWithError(io.EOF)
+		ended <- err
+	}()
+	done := map[int]bool{}
+	dec := json.NewDecoder(out)
+	var derr error
+	for {
+		var res Result
+		if derr = dec.Decode(&res); derr != nil {
+			break
+		}
+		done[res.ID] = true
+		take(res)
+	}
+	_ = out.CloseWithError(io.ErrClosedPipe) // the far side must not block on a reader that gave up
+	err = <-ended
+	if msg := strings.TrimSpace(stderr.String()); err != nil && msg != "" {
+		err = errors.New(msg)
+	}
+	if err == nil && !errors.Is(derr, io.EOF) {
+		err = fmt.Errorf("results: %w", derr)
+	}
+	return done, err
+}
+
+// limitedBuffer keeps the first 4 KiB.
+type limitedBuffer struct{ bytes.Buffer }
+
+func (b *limitedBuffer) Write(p []byte) (int, error) {
+	if room := 4096 - b.Len(); room > 0 {
+		_, _ = b.Buffer.Write(p[:min(room, len(p))]) // never fails
+	}
+	return len(p), nil
+}
