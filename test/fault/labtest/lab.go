@@ -192,7 +192,7 @@ func (l *Lab) Kubectl(t testing.TB, args ...string) string {
 func (l *Lab) TryKubectl(args ...string) (string, error) { return l.Try("", KubectlArgs(args...)...) }
 
 // KubectlArgs are the arguments of weft-lab that run kubectl.
-func KubectlArgs(args ...string) []string { return append([]string{"kubectl", "--"}, args...) }
+func KubectlArgs(args ...string) []string { return append([]string{"kubectl"}, args...) }
 
 // Get reads API objects as JSON into out.
 func (l *Lab) Get(t testing.TB, out any, args ...string) {
