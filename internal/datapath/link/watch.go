@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// settleTime collects notifications that come together.
+	settleTime = 50 * time.Millisecond
+	// resync is a look at the kernel without any notification.
+	resync = 5 * time.Minute
+	// listenBuffer holds notifications in bytes; what does not fit is lost and
+	// answered with a full look.
+	listenBuffer = 1 << 20
+)
+
+// watch calls look once at the start, after every change that matters, and
+// once in a while, until ctx ends. Notifications only say that something
+// changed; look reads what. So a lost one costs nothing but one more look.
+func watch(ctx context.Context, groups []uint, matters func(syscall.NetlinkMessage) bool, again <-chan struct{}, look func() error) error {
+	s, err := nl.Subscribe(unix.NETLINK_ROUTE, groups...)
+	if err != nil {
+		return fmt.Errorf("subscribe to kernel notifications: %w", err)
+	}
+	defer s.Close()
+	if err := s.SetReceiveBufferSize(listenBuffer, true); err != nil {
+		if err := s.SetReceiveBufferSize(listenBuffer, false); err != nil {
+			return fmt.Errorf("kernel notifications: buffer of %d bytes: %w", listenBuffer, err)
+		}
+	}
+	changed := make(chan struct{}, 1)
+	failed := make(chan error, 1)
+	stop := context.AfterFunc(ctx, s.Close) // ends Receive
+	defer stop()
+	go func() { failed <- receive(s, matters, changed) }()
+
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	settling := true
+	for {
+		select {
+		case <-ctx.Done():
+			<-failed
+			return nil
+		case err := <-failed:
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("kernel notifications: %w", err)
+		case <-changed:
+		case <-again:
+		case <-timer.C:
+			settling = false
+			if err := look(); err != nil {
+				return err
+			}
+			timer.Reset(resync)
+			continue
+		}
+		if !settling {
+			settling = true
+			timer.Reset(settleTime)
+		}
+	}
+}
+
+// receive tells changed of notifications that matter until the socket is closed.
+func receive(s *nl.NetlinkSocket, matters func(syscall.NetlinkMessage) bool, changed chan<- struct{}) error {
+	for {
+		msgs, from, err := s.Receive()
+		switch {
+		case errors.Is(err, unix.ENOBUFS): // some were lost: any of them might have mattered
+			notify(changed)
+			continue
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
+			continue
+		case err != nil:
+			return err
+		case from.Pid != nl.PidKernel:
+			continue
+		}
+		for _, m := range msgs {
+			if matters(m) {
+				notify(changed)
+				break
+			}
+		}
+	}
+}
+
+func notify(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
