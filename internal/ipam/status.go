@@ -40,6 +40,9 @@ func (a *Allocator) status(now time.Time) Status {
 	}
 	find := func(addr netip.Addr) *RangeStatus {
 		for i := range st.Ranges {
+			if !a.inRange(addr) {
+				break // reserved now, though an earlier range gave it out
+			}
 			if st.Ranges[i].Prefix.Contains(addr) {
 				return &st.Ranges[i]
 			}
