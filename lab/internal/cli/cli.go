@@ -20,6 +20,7 @@ import (
 	"github.com/weft-net/weft/lab/internal/host"
 	"github.com/weft-net/weft/lab/internal/lab"
 	"github.com/weft-net/weft/lab/internal/plan"
+	"github.com/weft-net/weft/lab/internal/relay"
 	"github.com/weft-net/weft/lab/internal/state"
 )
 
@@ -33,6 +34,10 @@ type app struct {
 func Main() int {
 	if len(os.Args) > 3 && os.Args[1] == host.Verb {
 		fmt.Fprintln(os.Stderr, host.Init(os.Args[2], os.Args[3]))
+		return 1
+	}
+	if len(os.Args) == 5 && os.Args[1] == relay.Verb {
+		fmt.Fprintln(os.Stderr, lab.RunRelay(context.Background(), os.Args[2], os.Args[3], os.Args[4]))
 		return 1
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -63,7 +68,7 @@ func root(out io.Writer) *cobra.Command {
 		name = plan.Defaults().Name
 	}
 	c.PersistentFlags().StringVar(&a.name, "name", name, "name of the lab (or $WEFT_LAB_NAME)")
-	c.AddCommand(a.build(), a.images(), a.up(), a.down(), a.status(), a.list(), a.exec(), a.run(), a.kubectl(), a.kubeconfig(), a.node())
+	c.AddCommand(a.build(), a.images(), a.up(), a.down(), a.status(), a.list(), a.exec(), a.run(), a.kubectl(), a.kubeconfig(), a.node(), a.cut(), a.heal(), a.link())
 	return c
 }
 

@@ -150,6 +150,9 @@ func fillRoot(s *Spec, root string) error {
 	if err := unix.Mount("/dev", in("/dev"), "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("mount /dev: %w", err)
 	}
+	if err := unix.Mount("tmpfs", in("/dev/shm"), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777,size=64m"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("mount /dev/shm: %w", err)
+	}
 	for _, c := range s.Cgroups {
 		if err := mountCgroup(c, root); err != nil {
 			return err

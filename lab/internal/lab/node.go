@@ -200,11 +200,25 @@ func (l *Lab) layRoutes(ctx context.Context, client *kube.Client) error {
 		}
 	}
 	for where, routes := range podRoutes(l.rec.Options, l.rec.Nodes(), ranges) {
+		if where == router {
+			l.setRouteMTUs(routes)
+		}
 		if err := wire.SetRoutes(l.netns(where), routes); err != nil {
 			return fmt.Errorf("%s: %w", where, err)
 		}
 	}
 	return nil
+}
+
+// setRouteMTUs tells the router of links that carry less than its bridges.
+func (l *Lab) setRouteMTUs(routes []wire.Route) {
+	for i, r := range routes {
+		for _, n := range l.rec.Nodes() {
+			if r.Via == n.Addr4() || r.Via == n.Addr6() {
+				routes[i].MTU = l.rec.Links[n.Ports[0].Peer].MTU
+			}
+		}
+	}
 }
 
 // dropRoutes takes away the routes to the ranges of a node that is gone.

@@ -42,6 +42,9 @@ func AddNode(ctx context.Context, name, nodeName, subnet string, out io.Writer) 
 		if err := l.attachHost(n); err != nil {
 			return err
 		}
+		if err := l.applyRules(ctx); err != nil {
+			return err
+		}
 		if err := l.startNode(ctx, n); err != nil {
 			return err
 		}
@@ -76,6 +79,9 @@ func RemoveNode(ctx context.Context, name, nodeName string, out io.Writer) error
 		}
 		l.rec.RemoveHost(n.Name)
 		if err := l.dropRoutes(n, before[n.Name].Spec.PodCIDRs); err != nil {
+			return err
+		}
+		if err := l.applyRules(ctx); err != nil {
 			return err
 		}
 		l.report.line("node %s is gone", n.Name)

@@ -74,6 +74,7 @@ type Subnet struct {
 	V6     netip.Prefix `json:"v6"`
 	GW4    netip.Addr   `json:"gw4"`
 	GW6    netip.Addr   `json:"gw6"`
+	MAC    string       `json:"mac"` // of the bridge; a bridge without one changes it with its ports
 }
 
 // Kind says what a host is.
@@ -189,7 +190,8 @@ func subnets(o Options) []Subnet {
 func subnet(name string, third int) Subnet {
 	v4 := netip.MustParsePrefix(fmt.Sprintf("172.18.%d.0/24", third))
 	v6 := netip.MustParsePrefix(fmt.Sprintf("fd00:18:%d::/64", third))
-	return Subnet{Name: name, Bridge: "br-" + name, V4: v4, V6: v6, GW4: v4.Addr().Next(), GW6: v6.Addr().Next()}
+	return Subnet{Name: name, Bridge: "br-" + name, V4: v4, V6: v6, GW4: v4.Addr().Next(), GW6: v6.Addr().Next(),
+		MAC: fmt.Sprintf("0a:18:00:00:%02x:01", third)}
 }
 
 // Subnets are the segments of a lab with these options.

@@ -50,6 +50,7 @@ func TestNothingIsSharedInTheLargestLab(t *testing.T) {
 	}
 	for _, s := range o.AllSubnets() {
 		once("router", "device", s.Bridge)
+		once("router", "mac", s.MAC)
 		once("router", "address", s.GW4.String())
 		once("router", "address", s.GW6.String())
 	}

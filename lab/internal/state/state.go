@@ -27,7 +27,7 @@ type Lab struct {
 	Hosts   []plan.Host            `json:"hosts"`
 	Cgroups map[string]string      `json:"cgroups"` // hierarchy's mount point → the lab's folder in it
 	Cuts    []Cut                  `json:"cuts"`
-	Links   map[string]Impairments `json:"links"` // host → what its links suffer
+	Links   map[string]Impairments `json:"links"` // a link's end at the router (n1, n1-1) → what it suffers
 	Ready   bool                   `json:"ready"` // up reached its end
 }
 
@@ -40,7 +40,7 @@ type Cut struct {
 	OneWay bool   `json:"oneWay,omitempty"` // only what A sends to B
 }
 
-// Impairments of all links of a host. Zero values mean an unharmed link.
+// Impairments of a link. Zero values mean a whole link.
 type Impairments struct {
 	MTU     int     `json:"mtu,omitempty"`     // bytes
 	WireMTU int     `json:"wireMTU,omitempty"` // larger packets vanish silently, bytes
@@ -73,9 +73,15 @@ func (l *Lab) Nodes() []plan.Host {
 
 // RemoveHost forgets a host.
 func (l *Lab) RemoveHost(name string) {
+	for _, h := range l.Hosts {
+		if h.Name == name {
+			for _, p := range h.Ports {
+				delete(l.Links, p.Peer)
+			}
+		}
+	}
 	l.Hosts = slices.DeleteFunc(l.Hosts, func(h plan.Host) bool { return h.Name == name })
 	l.Cuts = slices.DeleteFunc(l.Cuts, func(c Cut) bool { return c.A == name || c.B == name })
-	delete(l.Links, name)
 }
 
 // Dir is the state folder of one lab.
@@ -260,6 +266,9 @@ func (i Impairments) String() string {
 	}
 	if i.DelayMS != 0 {
 		parts = append(parts, fmt.Sprintf("delay %g ms", i.DelayMS))
+	}
+	if len(parts) == 0 {
+		return "whole"
 	}
 	return strings.Join(parts, ", ")
 }

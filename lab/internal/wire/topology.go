@@ -75,8 +75,12 @@ func SetUpRouter(path string, subnets []plan.Subnet, mtu int) error {
 		return err
 	}
 	for _, s := range subnets {
+		mac, err := net.ParseMAC(s.MAC)
+		if err != nil {
+			return fmt.Errorf("bridge %s: %w", s.Bridge, err)
+		}
 		noSnooping := false
-		br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: s.Bridge}, MulticastSnooping: &noSnooping}
+		br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: s.Bridge, HardwareAddr: mac}, MulticastSnooping: &noSnooping}
 		if err := h.LinkAdd(br); err != nil {
 			return fmt.Errorf("bridge %s: %w", s.Bridge, err)
 		}
@@ -264,24 +268,9 @@ func DeleteRoutes(path string, routes []Route) error {
 
 // RemovePorts takes a host's links away.
 func RemovePorts(routerPath string, host plan.Host) error {
-	h, ns, err := handle(routerPath)
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	defer h.Close()
+	var errs []error
 	for _, p := range host.Ports {
-		l, err := h.LinkByName(p.Peer)
-		var gone netlink.LinkNotFoundError
-		if errors.As(err, &gone) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("device %s: %w", p.Peer, err)
-		}
-		if err := h.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
-			return fmt.Errorf("device %s: %w", p.Peer, err)
-		}
+		errs = append(errs, DeleteLink(routerPath, p.Peer+RelaySuffix), DeleteLink(routerPath, p.Peer))
 	}
-	return nil
+	return errors.Join(errs...)
 }
