@@ -58,6 +58,8 @@ func (a *app) connectivityCommand() *cobra.Command {
 	fl.DurationVar(&f.opts.Timeout, "timeout", 5*time.Minute, "how long the whole test may take, without its clean-up")
 	fl.Uint16Var(&f.opts.Port, "port", connectivity.DefaultPort, "port of the echo servers, in pods and on the nodes' addresses")
 	fl.BoolVar(&f.opts.Keep, "keep", false, "leave namespace and pods for a look")
+	fl.BoolVar(&f.opts.Reuse, "reuse", false, "use the pods that a run with --keep left, and leave them: nothing has to start")
+	test.MarkFlagsMutuallyExclusive("keep", "reuse")
 
 	serve := &cobra.Command{
 		Use: "serve", Short: "Echo for a test (runs in its pods)", Hidden: true, Args: cobra.NoArgs,
@@ -207,6 +209,9 @@ func (a *app) testFromCluster(ctx context.Context, opts connectivity.Options, sh
 	f, err := a.fleet(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if opts.Reuse && len(a.opts.nodes) > 0 {
+		return nil, errors.New("--reuse tests the nodes of the run before: leave out --node")
 	}
 	if f.image == "" {
 		return nil, fmt.Errorf("daemonset %s: no container %s to take the image from", daemonSetName, agentContainer)

@@ -40,6 +40,7 @@ type Options struct {
 	Retries     int
 	Timeout     time.Duration // of the whole test, without the clean-up
 	Keep        bool          // leave namespace and pods for a look
+	Reuse       bool          // use the pods that a run with Keep left, and leave them; Image, Nodes and Port do not matter
 }
 
 // Timing of a run.
@@ -76,10 +77,15 @@ func Run(ctx context.Context, api API, opts Options, say Progress) (rep *Report,
 	_, _ = rand.Read(id[:]) // never fails
 	r := &runner{api: api, opts: opts, id: hex.EncodeToString(id[:]), token: NewToken(), say: say}
 	start := time.Now()
-	if err := r.claim(ctx); err != nil {
-		return nil, err
+	if !opts.Reuse {
+		if err := r.claim(ctx); err != nil {
+			return nil, err
+		}
 	}
 	defer func() {
+		if opts.Reuse {
+			return
+		}
 		if opts.Keep {
 			say.Stage(fmt.Sprintf("kept: namespace %s; remove it with `kubectl delete namespace %s`", Namespace, Namespace))
 			return
@@ -167,7 +173,11 @@ func poll(ctx context.Context, f func() (bool, error)) error {
 
 // test starts the probes, makes the plan and runs it.
 func (r *runner) test(ctx context.Context) ([]Cell, map[int]Result, error) {
-	if err := r.start(ctx); err != nil {
+	prepare := r.start
+	if r.opts.Reuse {
+		prepare = r.adopt
+	}
+	if err := prepare(ctx); err != nil {
 		return nil, nil, err
 	}
 	cells := Plan(r.topo, r.opts.Filter)
