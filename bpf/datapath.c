@@ -7,6 +7,18 @@ const volatile bool enable_ipv4 = true;
 const volatile bool enable_ipv6 = true;
 const volatile __u32 fib_flags = 0; /* BPF_FIB_LOOKUP_SKIP_NEIGH where the kernel has it */
 
+#include "lib/arp.h"
+#include "lib/endpoint.h"
+#include "lib/packet.h"
+#include "lib/report.h"
+#include "lib/time.h"
+
+#define FAMILY 4
+#include "lib/family.h"
+#undef FAMILY
+#define FAMILY 6
+#include "lib/family.h"
+
 #include "pod.c"
 #include "host.c"
 

@@ -1,14 +1,34 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-/* Programs of the devices of the node. */
+/* Programs of the node's devices. */
 
+/* What comes in. All but IP, and all of a family that is off, is the stack's. */
 SEC("tcx/ingress")
 int from_net(struct __sk_buff *skb)
 {
-	return TCX_NEXT;
+	struct report r = {};
+
+	if (!skb->vlan_present) {
+		if (enable_ipv4 && skb->protocol == bpf_htons(ETH_P_IP))
+			return from_net_ip4(skb);
+		if (enable_ipv6 && skb->protocol == bpf_htons(ETH_P_IPV6))
+			return from_net_ip6(skb);
+	}
+	return finish_other(skb, HOOK_FROM_NET, VERDICT_STACK, &r);
 }
 
+/* What goes out. */
 SEC("tcx/egress")
 int to_net(struct __sk_buff *skb)
 {
-	return TCX_NEXT;
+	struct report r = {};
+
+	if (skb->mark == MARK_FAST)
+		return finish_other(skb, HOOK_TO_NET, VERDICT_MARKED, &r);
+	if (!skb->vlan_present) {
+		if (enable_ipv4 && skb->protocol == bpf_htons(ETH_P_IP))
+			return to_net_ip4(skb);
+		if (enable_ipv6 && skb->protocol == bpf_htons(ETH_P_IPV6))
+			return to_net_ip6(skb);
+	}
+	return finish_other(skb, HOOK_TO_NET, VERDICT_STACK, &r);
 }

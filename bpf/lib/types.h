@@ -112,7 +112,7 @@ struct weft_net6_key {
 
 /*
  * Conntrack. One key a connection, whichever way a packet flies: the lower
- * (address, port) pair comes first, compared as big-endian numbers are stored.
+ * (address, port) pair comes first, compared word by word as the host reads it.
  * An ICMP echo request has its id as source port and 0 as destination port, its
  * reply the other way round.
  */
@@ -132,7 +132,7 @@ struct weft_ct6_key {
 
 #define CT_OPENER_HI (1U << 0)	/* the second pair of the key opened */
 #define CT_STACK (1U << 1)	/* path: stack; else fast */
-#define CT_ANSWERED (1U << 2)	/* a reply was seen */
+#define CT_ANSWERED (1U << 2)	/* the other side has sent something */
 #define CT_GUESSED (1U << 3)	/* picked up in mid-stream: the opener is a guess */
 #define CT_FIN_OPENER (1U << 4) /* TCP */
 #define CT_FIN_ANSWER (1U << 5) /* TCP */
@@ -177,7 +177,8 @@ struct weft_frag {
 	__u32 expires; /* tick */
 	__u16 sport;   /* as struct packet has them */
 	__u16 dport;
-	__u32 spare;
+	__u8 proto; /* behind extension headers */
+	__u8 pad[3];
 };
 
 /* weft_metrics[hook * 256 + code] */

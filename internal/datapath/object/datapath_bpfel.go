@@ -116,7 +116,8 @@ type DatapathWeftFrag struct {
 	Expires uint32
 	Sport   uint16
 	Dport   uint16
-	Spare   uint32
+	Proto   uint8
+	Pad     [3]uint8
 }
 
 type DatapathWeftFrag4Key struct {

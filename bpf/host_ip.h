@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* IP of the node's devices, both directions. Included once a family. */
+
+/* Addresses that only this node may use, and that therefore never come in. */
+static __always_inline bool F(ours_alone)(const addr_t *a)
+{
+	const struct weft_ipcache *who = F(who_exactly)(a);
+
+	return who && (who->kind == KIND_LOCAL_POD || who->kind == KIND_HOST);
+}
+
+/* What is not for a pod of ours, or cannot be read, is the stack's. */
+static __always_inline int F(not_for_pods)(const struct F(pkt) *k)
+{
+	return F(ours_alone)(&k->saddr) ? DROP_SOURCE_SPOOFED : VERDICT_STACK;
+}
+
+static __always_inline int F(deliver_to)(struct __sk_buff *skb, struct F(judge) *j, struct report *r)
+{
+	const struct weft_endpoint *to = endpoint(j->s.to.endpoint);
+
+	if (!to || !F(owns)(to, &j->k.daddr))
+		return DROP_NO_ENDPOINT;
+	return F(deliver)(skb, &j->k, to, r);
+}
+
+/* From the net, for a local pod, no connection yet. */
+static __always_inline int F(from_net_new)(struct __sk_buff *skb, struct F(judge) *j, const struct weft_config *cfg,
+					   __u32 now, const struct weft_ipcache *dst, struct report *r)
+{
+	const struct weft_ipcache *who = F(who)(&j->k.saddr);
+	__u8 kind = who ? who->kind : KIND_UNKNOWN;
+	const struct weft_endpoint *row;
+
+	if (kind == KIND_LOCAL_POD || kind == KIND_HOST)
+		return DROP_SOURCE_SPOOFED;
+	row = endpoint(dst->endpoint);
+	if (!row)
+		return DROP_NO_ENDPOINT;
+	r->endpoint = dst->endpoint;
+	__builtin_memset(&j->s.from, 0, sizeof(j->s.from));
+	j->s.from.identity = F(identity_of)(who);
+	j->s.to.identity = row->identity;
+	j->s.to.endpoint = dst->endpoint;
+	j->s.to.generation = row->generation;
+	F(note_sides)(r, j);
+	if (kind != KIND_REMOTE_POD || j->k.p.error)
+		return VERDICT_STACK;
+	if (!j->k.p.ports)
+		return DROP_FRAGMENT_UNKNOWN;
+	if (!may_open_fast(&j->k.p))
+		return VERDICT_STACK; /* to_pod makes the entry */
+	r->is_new = true;
+	F(ct_new)(&j->f, &j->k, &j->s, HOOK_FROM_NET, false);
+	return F(deliver_to)(skb, j, r);
+}
+
+/* From the net, part of a connection that this node knows. */
+static __always_inline int F(from_net_known)(struct __sk_buff *skb, struct F(judge) *j, const struct weft_config *cfg,
+					     __u32 now, struct report *r)
+{
+	bool stack = j->f.ct->flags & CT_STACK;
+
+	F(note_sides)(r, j);
+	r->endpoint = j->s.to.endpoint;
+	/* The sender of an ICMP error is not the sender of the connection. */
+	if (j->k.p.error ? F(ours_alone)(&j->k.saddr) : j->s.from.endpoint || j->s.from.identity == IDENTITY_HOST)
+		return DROP_SOURCE_SPOOFED;
+	F(ct_touch)(&j->f, &j->k, cfg, now, HOOK_FROM_NET, false);
+	return stack ? VERDICT_STACK : F(deliver_to)(skb, j, r);
+}
+
+static __always_inline int F(judge_from_net)(struct __sk_buff *skb, struct F(judge) *j, const struct weft_config *cfg,
+					     struct report *r)
+{
+	const struct weft_ipcache *dst;
+	__u32 now = now_tick();
+
+	F(ct_find_main)(&j->f, &j->k, now);
+	if (!j->f.ct) {
+		dst = F(who_exactly)(&j->k.daddr);
+		if (!dst || dst->kind != KIND_LOCAL_POD)
+			return F(not_for_pods)(&j->k);
+		F(ct_find_new)(&j->f, &j->k, now);
+		if (!j->f.ct)
+			return F(from_net_new)(skb, j, cfg, now, dst, r);
+	}
+	F(ct_sides)(&j->f, &j->s);
+	if (!j->s.to.endpoint) /* an entry of pod traffic that left; nobody answers from here */
+		return F(not_for_pods)(&j->k);
+	return F(from_net_known)(skb, j, cfg, now, r);
+}
+
+/* What cannot be read: dropped only if a pod of ours would get it. */
+static __always_inline int F(unreadable_from_net)(const struct F(pkt) *k, int reason)
+{
+	const struct weft_ipcache *dst;
+
+	if (!k->p.len) /* there are not even addresses */
+		return VERDICT_STACK;
+	dst = F(who_exactly)(&k->daddr);
+	return dst && dst->kind == KIND_LOCAL_POD ? reason : F(not_for_pods)(k);
+}
+
+static __noinline int F(from_net_ip)(struct __sk_buff *skb)
+{
+	const struct weft_config *cfg = config();
+	struct F(judge) j = {};
+	struct report r = {};
+	int code;
+
+	code = F(parse)(skb, &j.k, HOOK_FROM_NET);
+	if (code)
+		code = F(unreadable_from_net)(&j.k, code);
+	else if (skb->pkt_type != PACKET_HOST || !cfg)
+		code = F(not_for_pods)(&j.k);
+	else
+		code = F(judge_from_net)(skb, &j, cfg, &r);
+	if (code == DROP_TOO_BIG)
+		r.told = F(send_too_big)(skb, &j.k, r.mtu, HOOK_FROM_NET);
+	return F(finish)(skb, &j.k, &r, HOOK_FROM_NET, code);
+}
+
+/*
+ * What leaves the node without our mark came out of the stack. If it is a
+ * pod's, the connection, as it looks after translation, is the stack's
+ * (DATAPATH rule 1). Nothing is dropped here: the stack has decided.
+ */
+static __always_inline int F(judge_to_net)(struct __sk_buff *skb, struct F(judge) *j, const struct weft_config *cfg,
+					   struct report *r)
+{
+	const struct weft_ipcache *src = F(who_exactly)(&j->k.saddr), *dst;
+	const struct weft_endpoint *row;
+	__u32 now = now_tick();
+
+	if (!src || src->kind != KIND_LOCAL_POD || !j->k.p.ports || j->k.p.error)
+		return VERDICT_STACK;
+	r->endpoint = src->endpoint;
+	F(ct_find)(&j->f, &j->k, now);
+	if (j->f.ct) {
+		F(ct_sides)(&j->f, &j->s);
+		F(note_sides)(r, j);
+		F(ct_touch)(&j->f, &j->k, cfg, now, HOOK_TO_NET, true);
+		return VERDICT_STACK;
+	}
+	row = endpoint(src->endpoint);
+	if (!row)
+		return VERDICT_STACK;
+	dst = F(who)(&j->k.daddr);
+	j->s.from.identity = row->identity;
+	j->s.from.endpoint = src->endpoint;
+	j->s.from.generation = row->generation;
+	j->s.to.identity = F(identity_of)(dst);
+	F(note_sides)(r, j);
+	r->is_new = true;
+	F(ct_new)(&j->f, &j->k, &j->s, HOOK_TO_NET, true);
+	return VERDICT_STACK;
+}
+
+static __noinline int F(to_net_ip)(struct __sk_buff *skb)
+{
+	const struct weft_config *cfg = config();
+	struct F(judge) j = {};
+	struct report r = {};
+	int code = VERDICT_STACK;
+
+	if (!F(parse)(skb, &j.k, HOOK_TO_NET) && cfg)
+		code = F(judge_to_net)(skb, &j, cfg, &r);
+	return F(finish)(skb, &j.k, &r, HOOK_TO_NET, code);
+}

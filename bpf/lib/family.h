@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Everything that exists once a family. Included twice, with FAMILY defined as
+ * 4 and as 6 (decision 0002); F(name) is name4 or name6. The files below have no
+ * include guards for that reason and are included from here alone.
+ */
+#undef F
+#undef addr_t
+
+#undef net_key_t
+#undef ct_key_t
+#undef frag_key_t
+
+#if FAMILY == 4
+#define F(name) name##4
+#define addr_t __u32
+#define net_key_t struct weft_net4_key
+#define ct_key_t struct weft_ct4_key
+#define frag_key_t struct weft_frag4_key
+#else
+#define F(name) name##6
+#define addr_t struct v6addr
+#define net_key_t struct weft_net6_key
+#define ct_key_t struct weft_ct6_key
+#define frag_key_t struct weft_frag6_key
+#endif
+
+#include "addr.h"
+#include "parse.h"
+#include "ct.h"
+#include "finish.h"
+#include "toobig.h"
+#include "forward.h"
+#if FAMILY == 6
+#include "nd.h"
+#endif
+#include "../pod_ip.h"
+#include "../host_ip.h"

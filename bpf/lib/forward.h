@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The fast path's ways out. Included once a family. */
+
+/*
+ * One hop less to go. The caller has checked that it is not the last one. v4:
+ * RFC 1624 on the checksum, which leaves a CHECKSUM_COMPLETE sum as it was.
+ */
+static __always_inline long F(decrement_ttl)(struct __sk_buff *skb, const struct F(pkt) *k)
+{
+#if FAMILY == 4
+	struct {
+		__u8 ttl;
+		__u8 proto;
+		__u16 check;
+	} h;
+	const __u32 off = ETH_LEN + __builtin_offsetof(struct iphdr, ttl);
+	__u32 sum;
+
+	if (bpf_skb_load_bytes(skb, off, &h, sizeof(h)))
+		return -1;
+	h.ttl--;
+	sum = (__u32)h.check + bpf_htons(0x0100);
+	h.check = sum + (sum >= 0xffff);
+	return bpf_skb_store_bytes(skb, off, &h, sizeof(h), 0);
+#else
+	__u8 ttl = k->p.ttl - 1;
+
+	return bpf_skb_store_bytes(skb, ETH_LEN + __builtin_offsetof(struct ipv6hdr, hop_limit), &ttl, 1,
+				   BPF_F_RECOMPUTE_CSUM);
+#endif
+}
+
+/* What a packet larger than mtu gets. v4 without DF is the stack's to cut up. */
+static __always_inline int F(too_big)(const struct F(pkt) *k, __u32 mtu, struct report *r)
+{
+	if (!k->p.df)
+		return VERDICT_STACK;
+	r->mtu = mtu;
+	return DROP_TOO_BIG; /* the caller tells the sender */
+}
+
+/* Puts a packet straight into a local pod. */
+static __always_inline int F(deliver)(struct __sk_buff *skb, const struct F(pkt) *k, const struct weft_endpoint *to,
+				      struct report *r)
+{
+	__u8 macs[12];
+
+	if (k->p.ttl <= 1)
+		return VERDICT_STACK; /* which tells the sender */
+	if (wire_len(skb, &k->p) > to->mtu)
+		return F(too_big)(k, to->mtu, r);
+	__builtin_memcpy(macs, to->mac, 6);
+	__builtin_memcpy(macs + 6, to->host_mac, 6);
+	if (F(decrement_ttl)(skb, k) || bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0))
+		return DROP_REDIRECT_FAILED;
+	skb->mark = 0; /* the pod's own rules may look at marks */
+	r->out_ifindex = to->ifindex;
+	if (bpf_redirect_peer(to->ifindex, 0) != TC_ACT_REDIRECT)
+		return DROP_REDIRECT_FAILED;
+	return VERDICT_PEER;
+}
+
+/*
+ * Sends a packet to its next hop. The routing table decides (interface, gateway,
+ * MTU); bpf_redirect_neigh resolves the neighbour and keeps its entry alive,
+ * which MACs written by us would not.
+ */
+__noinline int F(send)(struct __sk_buff *skb, const struct F(pkt) *k, struct report *r)
+{
+	struct bpf_fib_lookup fib = {};
+	struct bpf_redir_neigh nh = {};
+	__u32 len;
+	long rc;
+
+	if (!k || !r)
+		return DROP_REDIRECT_FAILED;
+	len = wire_len(skb, &k->p);
+	if (k->p.ttl <= 1)
+		return VERDICT_STACK;
+	fib.ifindex = skb->ifindex;
+	fib.l4_protocol = k->p.proto;
+	fib.sport = k->p.sport;
+	fib.dport = k->p.dport;
+	fib.tot_len = len > 0xffff ? 0xffff : len;
+#if FAMILY == 4
+	fib.family = 2; /* AF_INET */
+	fib.tos = k->flow;
+	fib.ipv4_src = k->saddr;
+	fib.ipv4_dst = k->daddr;
+#else
+	fib.family = 10; /* AF_INET6 */
+	fib.flowinfo = k->flow & bpf_htonl(0x0fffffff);
+	__builtin_memcpy(fib.ipv6_src, &k->saddr, 16);
+	__builtin_memcpy(fib.ipv6_dst, &k->daddr, 16);
+#endif
+	rc = bpf_fib_lookup(skb, &fib, sizeof(fib), fib_flags);
+	if (rc == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return F(too_big)(k, fib.mtu_result, r);
+	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return VERDICT_STACK; /* no route: the stack says so to the sender */
+	if (F(decrement_ttl)(skb, k))
+		return DROP_REDIRECT_FAILED;
+	nh.nh_family = fib.family;
+	__builtin_memcpy(nh.ipv6_nh, fib.ipv6_dst, 16);
+	skb->mark = MARK_FAST;
+	r->out_ifindex = fib.ifindex;
+	if (bpf_redirect_neigh(fib.ifindex, &nh, sizeof(nh), 0) != TC_ACT_REDIRECT)
+		return DROP_REDIRECT_FAILED;
+	return VERDICT_NEIGH;
+}
