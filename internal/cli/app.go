@@ -39,8 +39,12 @@ type Streams struct {
 // exit code. name is how the program was called: weft, cilium (its name in the
 // runbooks) or kubectl-weft behave alike. version is what `weft version` shows.
 func Main(ctx context.Context, name string, args []string, version string, s Streams) int {
-	a := newApp(s, version)
-	root := a.root(filepath.Base(name))
+	return newApp(s, version).run(ctx, filepath.Base(name), args)
+}
+
+// run runs one command line and returns the exit code.
+func (a *app) run(ctx context.Context, name string, args []string) int {
+	root := a.root(name)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
@@ -51,7 +55,7 @@ func Main(ctx context.Context, name string, args []string, version string, s Str
 		exit = &exitError{code: ExitUsage, err: err}
 	}
 	if exit.err != nil {
-		fmt.Fprintf(s.Err, "Error: %s\n", exit.err)
+		fmt.Fprintf(a.Err, "Error: %s\n", exit.err)
 	}
 	return exit.code
 }
@@ -170,7 +174,7 @@ func (a *app) root(name string) *cobra.Command {
 	}
 	root.AddCommand(
 		a.statusCommand(), a.endpointCommand(), a.nodeCommand(), a.bpfCommand(), a.monitorCommand(),
-		a.connectivityCommand(), a.versionCommand(),
+		a.connectivityCommand(), a.sysdumpCommand(), a.uninstallCommand(), a.versionCommand(),
 	)
 	return root
 }

@@ -110,7 +110,7 @@ func (c *Client) Get(ctx context.Context, path string, out any) error {
 
 // Raw reads what stands at path, at most limit bytes of it.
 func (c *Client) Raw(ctx context.Context, path string, limit int64) ([]byte, error) {
-	resp, err := c.send(ctx, http.MethodGet, path, nil)
+	resp, err := c.send(ctx, http.MethodGet, path, acceptJSON, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +124,11 @@ func (c *Client) Raw(ctx context.Context, path string, limit int64) ([]byte, err
 
 // Do sends in (nil for none) and decodes the answer into out (nil to ignore it).
 func (c *Client) Do(ctx context.Context, method, path string, in, out any) error {
-	resp, err := c.send(ctx, method, path, in)
+	accept := acceptJSON
+	if _, ok := out.(*metav1.PartialObjectMetadataList); ok {
+		accept = acceptMetadata
+	}
+	resp, err := c.send(ctx, method, path, accept, in)
 	if err != nil {
 		return err
 	}
@@ -139,7 +143,14 @@ func (c *Client) Do(ctx context.Context, method, path string, in, out any) error
 	return nil
 }
 
-func (c *Client) send(ctx context.Context, method, path string, in any) (*http.Response, error) {
+// What is asked for: whole objects, or of lists the metadata only, where what
+// the objects hold (secrets) must not even be sent.
+const (
+	acceptJSON     = "application/json"
+	acceptMetadata = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+)
+
+func (c *Client) send(ctx context.Context, method, path, accept string, in any) (*http.Response, error) {
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)
@@ -152,7 +163,7 @@ func (c *Client) send(ctx context.Context, method, path string, in any) (*http.R
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", method, path, err)
 	}
-	req.Header.Set("Accept", "application/json")
+	req.Header.Set("Accept", accept)
 	if in != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
