@@ -57,9 +57,10 @@ type deriver struct {
 	foreign func() ([]netip.Prefix, error) // routes of others in the main table
 	log     *slog.Logger
 
-	claims *claims
-	self   *table.Node
-	done   []func(statedb.WriteTxn) // initialisers of the desired tables, nil when done
+	refresh chan struct{}
+	claims  *claims
+	self    *table.Node
+	done    []func(statedb.WriteTxn) // initialisers of the desired tables, nil when done
 
 	mu       sync.Mutex
 	problems []string
@@ -71,11 +72,19 @@ func newDeriver(t tables, fam families, direct bool, foreign func() ([]netip.Pre
 	txn := t.db.WriteTxn(t.ipcache, t.routes)
 	defer txn.Commit()
 	return &deriver{
-		t: t, fam: fam, direct: direct, foreign: foreign, log: log, claims: newClaims(),
+		t: t, fam: fam, direct: direct, foreign: foreign, log: log, claims: newClaims(), refresh: make(chan struct{}, 1),
 		done: []func(statedb.WriteTxn){
 			t.ipcache.RegisterInitializer(txn, "derivation"),
 			t.routes.RegisterInitializer(txn, "derivation"),
 		},
+	}
+}
+
+// Refresh has routes derived anew, as the kernel's own may have changed.
+func (d *deriver) Refresh() {
+	select {
+	case d.refresh <- struct{}{}:
+	default:
 	}
 }
 
@@ -113,8 +122,8 @@ func (d *deriver) Run(ctx context.Context) error {
 	defer in.pods.Close()
 	defer in.endpoints.Close()
 	defer in.devices.Close()
-	refresh := time.NewTicker(routesRefresh)
-	defer refresh.Stop()
+	tick := time.NewTicker(routesRefresh)
+	defer tick.Stop()
 	again := true // routes
 	for {
 		txn := d.t.db.ReadTxn()
@@ -131,7 +140,9 @@ func (d *deriver) Run(ctx context.Context) error {
 		case <-wake.endpoints:
 		case <-wake.devices:
 		case <-wake.initialised:
-		case <-refresh.C:
+		case <-d.refresh:
+			again = true
+		case <-tick.C:
 			again = len(d.Problems()) > 0 || !d.direct
 		}
 	}

@@ -58,53 +58,59 @@ func (t ipcacheTarget) Prune(_ context.Context, desired []*table.IPCache) error 
 	return errors.Join(errs...)
 }
 
-// routeTable is the node's main routing table, Weft's own part of it.
+// routeTable is Weft's part of the node's main routing table: routes to other
+// nodes. link.Links is one.
 type routeTable interface {
-	Upsert(table.Route) error
-	Delete(table.Route) error
-	List() ([]table.Route, error) // routes with Weft's protocol number
+	UpsertRoute(table.Route) error
+	DeleteRoute(netip.Prefix) error
+	ListRoutes() ([]table.Route, error)
 }
 
-// routeTarget carries routes to other nodes into the kernel.
-type routeTarget struct {
-	rt routeTable
-	// managed tells whether a route that is in the kernel is of this kind: the
-	// routes to this node's own pods carry the same protocol number and belong
-	// to internal/endpoint.
-	managed func(table.Route) bool
+// routeTarget carries routes to other nodes into the kernel. Upsert replaces:
+// a route that moves to another device leaves nothing behind.
+type routeTarget struct{ rt routeTable }
+
+func (t routeTarget) Update(_ context.Context, r, _ *table.Route, _ bool) error {
+	return t.rt.UpsertRoute(*r)
 }
 
-func (t routeTarget) Update(_ context.Context, r, last *table.Route, had bool) error {
-	if had && (last.Device != r.Device || last.Via != r.Via) {
-		// A route of another device is another route to the kernel. The new one
-		// comes first: between the two there is always one.
-		if err := t.rt.Upsert(*r); err != nil {
-			return err
-		}
-		if last.Device != r.Device {
-			return t.rt.Delete(*last)
-		}
-		return nil
-	}
-	return t.rt.Upsert(*r)
+func (t routeTarget) Delete(_ context.Context, last *table.Route) error {
+	return t.rt.DeleteRoute(last.Prefix)
 }
-
-func (t routeTarget) Delete(_ context.Context, last *table.Route) error { return t.rt.Delete(*last) }
 
 func (t routeTarget) Prune(_ context.Context, desired []*table.Route) error {
-	keep := make(map[table.Route]bool, len(desired))
+	keep := make(map[netip.Prefix]bool, len(desired))
 	for _, d := range desired {
-		keep[table.Route{Prefix: d.Prefix, Via: d.Via, Device: d.Device}] = true
+		keep[d.Prefix] = true
 	}
-	have, err := t.rt.List()
+	have, err := t.rt.ListRoutes()
 	if err != nil {
 		return err
 	}
 	var errs []error
 	for _, r := range have {
-		if t.managed(r) && !keep[table.Route{Prefix: r.Prefix, Via: r.Via, Device: r.Device}] {
-			errs = append(errs, t.rt.Delete(r))
+		if !keep[r.Prefix] {
+			errs = append(errs, t.rt.DeleteRoute(r.Prefix))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// drifted tells whether the kernel lacks a desired route or has it otherwise.
+func (t routeTarget) drifted(desired []*table.Route) (bool, error) {
+	have, err := t.rt.ListRoutes()
+	if err != nil {
+		return false, err
+	}
+	byPrefix := make(map[netip.Prefix]table.Route, len(have))
+	for _, r := range have {
+		byPrefix[r.Prefix] = r
+	}
+	for _, d := range desired {
+		r, ok := byPrefix[d.Prefix]
+		if !ok || r.Via != d.Via || r.Device != d.Device {
+			return true, nil
+		}
+	}
+	return false, nil
 }

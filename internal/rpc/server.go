@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/weft-net/weft/internal/flow"
@@ -35,7 +36,9 @@ type Server struct {
 	Queries map[string]Query  // by Path constant
 	Flows   *flow.Broadcaster // source of PathMonitor
 	Metrics http.Handler      // PathMetrics; may be nil
-	Log     *slog.Logger
+	// OnMonitor is told how many monitors are open, after each change; may be nil.
+	OnMonitor func(open int)
+	Log       *slog.Logger
 }
 
 // Listen makes a unix socket at path that only root may open, in place of what
@@ -104,10 +107,19 @@ func (s *Server) Handler() http.Handler {
 		})
 	}
 	slots := make(chan struct{}, maxMonitors)
+	var mu sync.Mutex
+	told := func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if s.OnMonitor != nil {
+			s.OnMonitor(len(slots))
+		}
+	}
 	mux.HandleFunc("GET "+PathMonitor, func(w http.ResponseWriter, r *http.Request) {
 		select {
 		case slots <- struct{}{}:
-			defer func() { <-slots }()
+			defer func() { <-slots; told() }()
+			told()
 			s.monitor(w, r)
 		default:
 			http.Error(w, fmt.Sprintf("%d monitors are running already: end one of them", maxMonitors), http.StatusServiceUnavailable)

@@ -76,10 +76,26 @@ var RemotePodByName = statedb.Index[*RemotePod, string]{
 	Unique:     true,
 }
 
+// RemotePodByAddr finds the pods that claim an address.
+var RemotePodByAddr = statedb.Index[*RemotePod, netip.Addr]{
+	Name:       "addr",
+	FromObject: func(p *RemotePod) index.KeySet { return index.NewKeySet(addrKeys(p.Addrs)...) },
+	FromKey:    index.NetIPAddr,
+	FromString: index.NetIPAddrString,
+}
+
+func addrKeys(addrs []netip.Addr) []index.Key {
+	keys := make([]index.Key, len(addrs))
+	for i, a := range addrs {
+		keys[i] = index.NetIPAddr(a)
+	}
+	return keys
+}
+
 // NewRemotePods makes the table of CiliumEndpoints, those of this node
 // included. Writer: internal/k8s.
 func NewRemotePods(db *statedb.DB) (statedb.RWTable[*RemotePod], error) {
-	return made(statedb.NewTable(db, RemotePodsName, RemotePodByName))
+	return made(statedb.NewTable(db, RemotePodsName, RemotePodByName, RemotePodByAddr))
 }
 
 // IPCacheByPrefix is the primary index of the ipcache.

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/weft-net/weft/internal/flow"
+	"github.com/weft-net/weft/internal/table"
+)
+
+// readEvents hands the datapath's records to whoever listens.
+func (a *Agent) readEvents(ctx context.Context) error {
+	err := a.dp.ReadEvents(ctx, func(e flow.Event) {
+		a.metrics.events.WithLabelValues(string(e.Type)).Inc()
+		if !a.flows.Active() {
+			return
+		}
+		if e.Endpoint != 0 {
+			if ep, _, ok := a.t.endpoints.Get(a.t.db.ReadTxn(), table.EndpointByID.Query(e.Endpoint)); ok {
+				e.Pod = ep.Name()
+			}
+		}
+		if e.IfName == "" {
+			e.IfName = a.deviceName(e.IfIndex)
+		}
+		a.flows.Publish(e)
+	})
+	if err != nil {
+		return fmt.Errorf("datapath events: %w", err)
+	}
+	return nil
+}
+
+// deviceName finds a device by its index among the node's and the endpoints'.
+func (a *Agent) deviceName(index int) string {
+	txn := a.t.db.ReadTxn()
+	for d := range a.t.devices.All(txn) {
+		if d.Index == index {
+			return d.Name
+		}
+	}
+	for ep := range a.t.endpoints.All(txn) {
+		if ep.HostIfIndex == index {
+			return ep.HostIfName
+		}
+	}
+	return ""
+}
+
+// maintain does what is due once in a while.
+func (a *Agent) maintain(ctx context.Context) error {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		a.devices.Retry()
+		n, err := a.dp.Maps().CT.Sweep(0)
+		if err != nil {
+			a.log.Warn("expired conntrack entries cannot be removed", "error", err)
+		}
+		a.metrics.swept.Add(float64(n))
+	}
+}
