@@ -110,7 +110,7 @@ func TestProductStandsAlone(t *testing.T) {
 // Fault: a heap of unrelated functions that everything imports.
 func TestNoCatchAllPackages(t *testing.T) {
 	for name := range ours(t) {
-		for _, part := range strings.SplitSeq(name, "/") {
+		for part := range strings.SplitSeq(name, "/") {
 			switch part {
 			case "util", "utils", "common", "helpers", "misc", "base":
 				t.Errorf("%s: name the package after what it does", name)
