@@ -68,7 +68,7 @@ func root(out io.Writer) *cobra.Command {
 		name = plan.Defaults().Name
 	}
 	c.PersistentFlags().StringVar(&a.name, "name", name, "name of the lab (or $WEFT_LAB_NAME)")
-	c.AddCommand(a.build(), a.images(), a.up(), a.down(), a.status(), a.list(), a.exec(), a.run(), a.kubectl(), a.kubeconfig(), a.node(), a.cut(), a.heal(), a.link())
+	c.AddCommand(a.build(), a.images(), a.up(), a.down(), a.status(), a.list(), a.exec(), a.run(), a.kubectl(), a.kubeconfig(), a.node(), a.cut(), a.heal(), a.link(), a.e2e())
 	return c
 }
 

@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"syscall"
 	"time"
@@ -129,7 +128,7 @@ func (l *Lab) harm(ctx context.Context, h plan.Host, p plan.Port, before, now st
 			return err
 		}
 		for _, other := range append([]string{router}, hostNames(l.rec.Hosts)...) {
-			if err := wire.ForgetPaths(l.netns(other)); err != nil {
+			if err := wire.ForgetPaths(ctx, l.netns(other)); err != nil {
 				return err
 			}
 		}
@@ -206,13 +205,9 @@ func (l *Lab) delay(ctx context.Context, p plan.Port, ms float64) error {
 }
 
 func (l *Lab) startRelay(veth, tap string, ms float64) error {
-	group, err := l.cgroup2()
+	f, err := l.openRunGroup()
 	if err != nil {
 		return err
-	}
-	f, err := os.Open(filepath.Join(group, runGroup))
-	if err != nil {
-		return fmt.Errorf("cgroup: %w", err)
 	}
 	defer f.Close()
 	log, err := os.Create(l.dir.Path("relay-" + veth + ".log"))

@@ -3,6 +3,7 @@
 package wire
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -239,7 +240,14 @@ func SetUpPort(path, dev, bridge string, mtu int) error {
 }
 
 // ForgetPaths drops the path MTUs that a host has learned, which would
-// outlive the bad link by ten minutes.
-func ForgetPaths(path string) error {
-	return Sysctls(path, map[string]string{"net/ipv4/route/flush": "1", "net/ipv6/route/flush": "1"})
+// outlive the bad link by ten minutes. (The flush entry of IPv6 in /proc leaves
+// them alone.)
+func ForgetPaths(ctx context.Context, path string) error {
+	for _, family := range []string{"-4", "-6"} {
+		out, err := runIn(ctx, path, "", "ip", family, "route", "flush", "cache")
+		if err != nil {
+			return fmt.Errorf("forget path mtus in %s: %w: %s", filepath.Base(path), err, out)
+		}
+	}
+	return nil
 }

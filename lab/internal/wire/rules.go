@@ -145,20 +145,26 @@ func writeHarm(b *strings.Builder, direction string, p plan.Port, i state.Impair
 	}
 }
 
-const nftLimit = 20 * time.Second
-
 // NoRules is the ruleset of a network that is whole.
 const NoRules = "table bridge " + tableName + "\ndelete table bridge " + tableName + "\n"
 
 // ApplyRules loads a ruleset in the router's namespace.
 func ApplyRules(ctx context.Context, routerPath, ruleset string) error {
-	ctx, cancel := context.WithTimeout(ctx, nftLimit)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "nft", "-f", "-")
-	var out bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(ruleset), &out, &out
-	if err := In(routerPath, cmd.Run); err != nil {
-		return fmt.Errorf("nft: %w: %s", err, strings.TrimSpace(out.String()))
+	if out, err := runIn(ctx, routerPath, ruleset, "nft", "-f", "-"); err != nil {
+		return fmt.Errorf("nft: %w: %s", err, out)
 	}
 	return nil
+}
+
+const toolLimit = 20 * time.Second
+
+// runIn runs a tool of the machine in a network namespace.
+func runIn(ctx context.Context, path, stdin string, argv ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, toolLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	var out bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &out
+	err := In(path, cmd.Run)
+	return strings.TrimSpace(out.String()), err
 }
