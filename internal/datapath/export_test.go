@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+// DecodeEvent lets tests read the ring buffer record by record.
+var DecodeEvent = decodeEvent
