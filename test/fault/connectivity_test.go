@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"path"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -111,21 +110,24 @@ type fixture struct {
 // runLimit bounds one run of the connectivity test, most of whose cells fail.
 const runLimit = 3 * time.Minute
 
-// connectivityArgs run the test with probes that stay.
-var connectivityArgs = []string{"connectivity", "test", "--keep", "--node-timeout", "4s"}
+// probes is the namespace of the connectivity test's probes.
+const probes = "weft-connectivity"
 
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	l := labtest.Open(t)
 	f := &fixture{lab: l, nodes: l.Nodes(t, 2), a: map[string]*labtest.Pod{}, b: map[string]*labtest.Pod{}}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), labtest.Limit)
-		defer cancel()
-		if r, err := l.Weft(ctx, "connectivity", "clean"); err != nil || r.Code != 0 {
-			t.Errorf("the probes could not be removed: %v %s", err, r)
+	clean := func() {
+		if _, err := l.TryKubectl("delete", "namespace", probes, "--ignore-not-found", "--timeout=50s"); err != nil {
+			t.Errorf("the probes could not be removed: %v", err)
 		}
-	})
-	rep := f.test(t)
+	}
+	clean()
+	t.Cleanup(clean)
+	rep, err := f.run("--keep")
+	if err != nil {
+		t.Fatal(err)
+	}
 	if rep.run.Code != 0 || rep.Failed != 0 {
 		t.Fatalf("the network is broken before any test broke it: exit code %d\n%s", rep.run.Code, rep.failures())
 	}
@@ -160,20 +162,22 @@ func (f *fixture) findProbes(t *testing.T, rep *report) {
 	}
 }
 
-// test runs the connectivity test, whatever it finds.
-func (f *fixture) test(t *testing.T, args ...string) *report {
+// test runs the connectivity test with the probes that are there, whatever it
+// finds.
+func (f *fixture) test(t *testing.T) *report {
 	t.Helper()
-	rep, err := f.tryTest(args...)
+	rep, err := f.run("--reuse")
 	if err != nil {
 		t.Fatal(err)
 	}
 	return rep
 }
 
-func (f *fixture) tryTest(args ...string) (*report, error) {
+func (f *fixture) run(args ...string) (*report, error) {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), runLimit, fmt.Errorf("no end within %s", runLimit))
 	defer cancel()
-	r, err := f.lab.Weft(ctx, slices.Concat(connectivityArgs, []string{"-o", "json"}, args)...)
+	// A node whose agent stands still has no answer; nobody needs to wait for it.
+	r, err := f.lab.Weft(ctx, append([]string{"connectivity", "test", "-o", "json", "--node-timeout", "4s"}, args...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -188,7 +192,7 @@ func (f *fixture) tryTest(args ...string) (*report, error) {
 func (f *fixture) whole(t *testing.T, limit time.Duration) {
 	t.Helper()
 	err := labtest.Retry(limit, func() error {
-		rep, err := f.tryTest()
+		rep, err := f.run("--reuse")
 		if err == nil && (rep.run.Code != 0 || rep.Failed > 0) {
 			err = fmt.Errorf("exit code %d\n%s", rep.run.Code, rep.failures())
 		}

@@ -282,7 +282,7 @@ func (b *breaker) saveRoutes(t *testing.T, node, netns, family, match string) st
 func (b *breaker) labLink(t *testing.T, node string, args ...string) {
 	t.Helper()
 	t.Cleanup(func() {
-		if _, err := b.lab.Try("", "link", node, "--reset"); err != nil {
+		if _, err := b.lab.Try("", "link", node); err != nil {
 			t.Errorf("not reverted: %v", err)
 		}
 	})

@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package fault
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weft-net/weft/test/fault/labtest"
+)
+
+// stopAPI makes the API server stand still until the function returned is
+// called, or the test ends. Nothing refuses a connection: that is how a
+// partition looks.
+func stopAPI(t *testing.T, l *labtest.Lab) (start func()) {
+	t.Helper()
+	pid := strings.TrimSpace(l.Shell(t, "cp", `for p in /proc/[0-9]*; do case $(readlink $p/exe) in */kube-apiserver) echo ${p#/proc/}; esac; done`))
+	if pid == "" || strings.ContainsAny(pid, " \n") {
+		t.Fatalf("API server: processes %q", pid)
+	}
+	running := false
+	start = func() {
+		if running {
+			return
+		}
+		if _, err := l.TryShell("cp", "kill -CONT "+pid); err != nil {
+			t.Errorf("API server: %v", err)
+		}
+		running = true
+		err := labtest.Retry(time.Minute, func() error {
+			_, err := l.TryKubectl("get", "--raw", "/readyz")
+			return err
+		})
+		if err != nil {
+			t.Errorf("API server does not answer again: %v", err)
+		}
+	}
+	t.Cleanup(start)
+	l.Shell(t, "cp", "kill -STOP "+pid)
+	return start
+}
+
+// Guards against an agent, or a datapath, that needs the API server: while that
+// stands still, pods talk, a pod's deletion is carried out, and an agent that is
+// killed comes back and serves ADD and DEL from what it remembers.
+func TestWithoutAPIServer(t *testing.T) {
+	l := labtest.Open(t)
+	nodes := l.Nodes(t, 2)
+	ld := startLoad(t, l, "weft-noapi", nodes, 200, 5*time.Minute)
+	node := nodes[0].Name()
+	goes := podSpec{Name: "goes", Namespace: ld.ns, Label: "goes", Node: node, Command: []string{"sleep", "3600"}}
+	apply(t, l, []podSpec{goes})
+	i := slices.IndexFunc(endpoints(t, l, node), func(e labtest.Endpoint) bool { return e.Namespace == ld.ns && e.Pod == "goes" })
+	if i < 0 {
+		t.Fatalf("node %s has no endpoint of pod goes", node)
+	}
+	ep := endpoints(t, l, node)[i]
+	a := newAttachment(t, l, node, "noapi")
+	old := agentPID(t, l, node)
+
+	l.Kubectl(t, "delete", "pod", "goes", "-n", ld.ns, "--wait=false")
+	start := stopAPI(t, l)
+	l.Shell(t, node, "kill -KILL "+old)
+	labtest.Eventually(t, 40*time.Second, "another agent on "+node+" without the API server", func() error {
+		now, err := tryAgentPID(l, node)
+		if err == nil && now == old {
+			err = errors.New("the old one still runs")
+		}
+		return err
+	})
+	labtest.Eventually(t, 20*time.Second, "a status of the agent", func() error {
+		out, err := l.TryShell(node, l.Build+"/weft status || true")
+		if err == nil && !strings.Contains(out, "Kubernetes:") {
+			err = fmt.Errorf("status: %s", out)
+		}
+		if err == nil && strings.Contains(out, "Kubernetes: OK") {
+			err = fmt.Errorf("the API server stands still, but status says: %s", out)
+		}
+		return err
+	})
+	if res := a.cni(t, l, "ADD", conf); res.exit != 0 || len(res.IPs) == 0 {
+		t.Errorf("ADD without the API server: %s", res)
+	}
+	if res := a.cni(t, l, "DEL", conf); res.exit != 0 {
+		t.Errorf("DEL without the API server: %s", res)
+	}
+	start()
+	if err := labtest.Retry(60*time.Second, func() error { return traces(l, node, ep) }); err != nil {
+		t.Errorf("the pod that was deleted left: %v", err)
+	}
+	waitAgent(t, l, node)
+	ld.stop(t)
+	if why := ld.void(); why != "" {
+		t.Skipf("the rest was fine, but this run says nothing of loss: %s", why)
+	}
+	ld.judge(t, "")
+}
+
+// Guards against a start that trusts, or dies of, a state file that is not what
+// it wrote: pods keep their addresses and talk, and new ones get others.
+func TestCorruptedStateFile(t *testing.T) {
+	l := labtest.Open(t)
+	nodes := l.Nodes(t, 1)
+	node := nodes[0].Name()
+	const ns = "weft-corrupt"
+	buildTraffic(t, l, nodes)
+	for name, content := range map[string]string{
+		"garbage":   `\000\001\002 not a state`,
+		"half":      `{"endpoints":[{"id":1,"gen`,
+		"empty":     ``,
+		"no-object": `42`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			namespace(t, l, ns)
+			apply(t, l, []podSpec{{Name: "old", Namespace: ns, Label: "corrupt", Node: node, Command: []string{"sleep", "3600"}}})
+			before := addresses(endpoints(t, l, node))
+			start := stopAgents(t, l, nodes)
+			l.Shell(t, node, "printf '"+content+"' >/run/weft/endpoints.json")
+			reach(t, l, node, ns, "old")
+			start()
+			reach(t, l, node, ns, "old")
+			after := addresses(endpoints(t, l, node))
+			for a, who := range before {
+				if after[a] != who {
+					t.Errorf("%s belonged to %s, and now to %q", a, who, after[a])
+				}
+			}
+			apply(t, l, []podSpec{{Name: "new", Namespace: ns, Label: "corrupt", Node: node, Command: []string{"sleep", "3600"}}})
+			reach(t, l, node, ns, "new")
+			for a, who := range addresses(endpoints(t, l, node)) {
+				if was := before[a]; was != "" && was != who {
+					t.Errorf("%s belongs to %s and was given to %s", a, was, who)
+				}
+			}
+			p, err := agentPod(l, node)
+			if err != nil {
+				t.Fatal(err)
+			}
+			logs := l.Kubectl(t, "logs", "-n", "kube-system", p.Metadata.Name, "-c", "cilium-agent")
+			if name != "empty" && !strings.Contains(logs, "endpoints.json") {
+				t.Error("the agent's log does not name the state file")
+			}
+		})
+	}
+}
+
+func addresses(list []labtest.Endpoint) map[netip.Addr]string {
+	m := map[netip.Addr]string{}
+	for _, e := range list {
+		for _, a := range []netip.Addr{e.IPv4, e.IPv6} {
+			if a.IsValid() && e.Kind == "pod" {
+				m[a] = e.Namespace + "/" + e.Pod
+			}
+		}
+	}
+	return m
+}
+
+// Guards against half-made pods on a full disk: ADD fails, says which file it
+// could not write and what to do, leaves nothing, and works once there is room.
+// Pods that exist go on.
+func TestFullDisk(t *testing.T) {
+	l := labtest.Open(t)
+	nodes := l.Nodes(t, 1)
+	node := nodes[0].Name()
+	const ns = "weft-full"
+	buildTraffic(t, l, nodes)
+	namespace(t, l, ns)
+	apply(t, l, []podSpec{{Name: "old", Namespace: ns, Label: "full", Node: node, Command: []string{"sleep", "3600"}}})
+	a := newAttachment(t, l, node, "full")
+	before := len(endpoints(t, l, node))
+
+	const free = "rm -f /run/weft-fault/ballast"
+	t.Cleanup(func() {
+		if _, err := l.TryShell(node, free); err != nil {
+			t.Error(err)
+		}
+	})
+	// The state file lies on the node's /run, which is memory of a fixed size.
+	l.Shell(t, node, "dd if=/dev/zero of=/run/weft-fault/ballast bs=64k 2>/dev/null || true; test $(df --output=avail /run | tail -1) -lt 64")
+	res := a.cni(t, l, "ADD", conf)
+	if res.exit == 0 {
+		t.Fatalf("ADD on a full disk: %s", res)
+	}
+	if all := res.Msg + res.Det; !strings.Contains(all, "/run/weft/") || !strings.Contains(all, "space") {
+		t.Errorf("want an error that names the file and says what to do, got %s", res)
+	}
+	reach(t, l, node, ns, "old")
+	if out := l.Shell(t, node, "ip -n weft-fault-full -o link show | grep -c eth0 || true"); strings.TrimSpace(out) != "0" {
+		t.Errorf("the failed ADD left %s devices", strings.TrimSpace(out))
+	}
+	if now := len(endpoints(t, l, node)); now != before {
+		t.Errorf("%d endpoints before the failed ADD, %d after", before, now)
+	}
+	if res := a.cni(t, l, "DEL", conf); res.exit != 0 {
+		t.Errorf("DEL on a full disk: %s", res)
+	}
+	l.Shell(t, node, free)
+	if res := a.cni(t, l, "ADD", conf); res.exit != 0 || len(res.IPs) == 0 {
+		t.Errorf("ADD once there is room: %s", res)
+	}
+	if res := a.cni(t, l, "DEL", conf); res.exit != 0 {
+		t.Errorf("DEL: %s", res)
+	}
+	waitAgent(t, l, node)
+}
+
+// Guards against a node whose pod range cannot be: its agent must say so and
+// keep the node from taking pods, and the other nodes must not be harmed.
+func TestImpossiblePodCIDR(t *testing.T) {
+	l := labtest.Open(t)
+	nodes := l.Nodes(t, 2)
+	const name = "n9"
+	other := nodes[1].Addr(false)
+	bad := netip.PrefixFrom(other, 24).Masked() // the subnet that the nodes are on
+	t.Cleanup(func() {
+		if _, err := l.Try("", "node", "rm", name); err != nil {
+			t.Errorf("node %s stays: %v", name, err)
+		}
+		if _, err := l.TryKubectl("delete", "node", name, "--ignore-not-found"); err != nil {
+			t.Error(err)
+		}
+		reachNode(t, l, nodes[0].Name(), other)
+	})
+	l.MustIn(t, fmt.Sprintf("apiVersion: v1\nkind: Node\nmetadata: {name: %s}\nspec: {podCIDR: %q, podCIDRs: [%q]}\n", name, bad, bad),
+		labtest.KubectlArgs("create", "-f", "-")...)
+	l.Must(t, "node", "add", name)
+	var said string
+	labtest.Eventually(t, 100*time.Second, "the agent's word on "+bad.String(), func() error {
+		p, err := agentPod(l, name)
+		if err != nil {
+			return err
+		}
+		said, err = l.TryKubectl("logs", "-n", "kube-system", p.Metadata.Name, "-c", "cilium-agent", "--tail=500")
+		if err == nil && !strings.Contains(said, bad.String()) {
+			err = fmt.Errorf("its log: %s", said)
+		}
+		return err
+	})
+	var n labtest.Node
+	l.Get(t, &n, "node", name)
+	if c, _ := n.Condition("Ready"); c.Status == "True" {
+		t.Errorf("node %s is ready with pod range %s", name, bad)
+	}
+	for i := range nodes {
+		reachNode(t, l, nodes[i].Name(), other)
+		out := l.Exec(t, nodes[i].Name(), "ip", "route", "show", "proto", "87")
+		if strings.Contains(out, bad.String()) {
+			t.Errorf("node %s routes to the impossible range: %s", nodes[i].Name(), out)
+		}
+	}
+}
+
+func reachNode(t *testing.T, l *labtest.Lab, from string, to netip.Addr) {
+	t.Helper()
+	if _, err := l.TryShell(from, "ping -c 1 -W 3 "+to.String()); err != nil {
+		t.Errorf("node %s does not reach %s: %v", from, to, err)
+	}
+}
