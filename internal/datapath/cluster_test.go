@@ -4,7 +4,6 @@ package datapath_test
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -162,6 +161,7 @@ func newCluster(t *testing.T) *cluster {
 			for f, p := range other.nets {
 				via := other.addr.of([]int{4, 6}[f])
 				ip(t, fmt.Sprintf("route add %s via %s", p, via))
+				ip(t, fmt.Sprintf("route add default via %s", via)) // of services, as any node has one
 			}
 			if err := m.d.SyncDevices([]datapath.Device{{Name: "eth0", Index: link(t, "eth0").Attrs().Index}}); err != nil {
 				t.Fatal(err)
@@ -289,5 +289,3 @@ func (c *cluster) noDrops(except ...string) {
 		}
 	}
 }
-
-var _ = net.IPv4len
