@@ -10,4 +10,6 @@ import (
 	"github.com/weft-net/weft/lab/internal/cli"
 )
 
-func main() { os.Exit(cli.Main()) }
+var version = "dev" // the Makefile sets it
+
+func main() { os.Exit(cli.Main(version)) }

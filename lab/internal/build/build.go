@@ -115,6 +115,7 @@ func Run(ctx context.Context, o Options) (*Cache, error) {
 	if err := b.index(); err != nil {
 		return nil, err
 	}
+	b.prune()
 	p.line("done", "%s in %s", diskUse(dir), dir)
 	return b.cache, nil
 }
@@ -238,16 +239,40 @@ func (b *builder) index() error {
 	return state.WriteFile(filepath.Join(b.dir, indexFile), append(j, '\n'), 0o644)
 }
 
+// prune deletes what former versions left, unless a lab may still run it.
+func (b *builder) prune() {
+	labs, err := state.List()
+	if err != nil || len(labs) > 0 {
+		return
+	}
+	keep := map[string]bool{}
+	for _, d := range b.cache.Bins {
+		keep[d] = true
+	}
+	entries, err := os.ReadDir(filepath.Join(b.dir, "bin"))
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		d := filepath.Join(b.dir, "bin", e.Name())
+		if keep[d] {
+			continue
+		}
+		if err := os.RemoveAll(d); err == nil {
+			b.progress.line("prune", "%s", e.Name())
+		}
+	}
+}
+
 func diskUse(dir string) string {
 	var sum int64
 	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return nil
+		if err == nil && d.Type().IsRegular() {
+			if i, ierr := d.Info(); ierr == nil {
+				sum += i.Size()
+			}
 		}
-		if i, err := d.Info(); err == nil {
-			sum += i.Size()
-		}
-		return nil
+		return nil // what cannot be read is left out of the figure
 	})
 	return fmt.Sprintf("%.1f GiB", float64(sum)/(1<<30))
 }

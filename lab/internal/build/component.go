@@ -48,10 +48,14 @@ func components(withE2E bool) []component {
 	kube := "k8s.io/kubernetes/cmd/"
 	ctrd := "github.com/containerd/containerd/v2/cmd/"
 	list := []component{
-		{name: "kubernetes", module: "k8s", ldflags: versionFlags(), cost: "5 min",
-			pkgs: []string{kube + "kubelet", kube + "kube-apiserver", kube + "kube-controller-manager", kube + "kube-scheduler", kube + "kube-proxy", kube + "kubectl"}},
-		{name: "containerd", module: "containerd", tags: "no_btrfs no_devmapper no_zfs", cost: "45 s",
-			pkgs: []string{ctrd + "containerd", ctrd + "containerd-shim-runc-v2", ctrd + "ctr"}},
+		{
+			name: "kubernetes", module: "k8s", ldflags: versionFlags(), cost: "5 min",
+			pkgs: []string{kube + "kubelet", kube + "kube-apiserver", kube + "kube-controller-manager", kube + "kube-scheduler", kube + "kube-proxy", kube + "kubectl"},
+		},
+		{
+			name: "containerd", module: "containerd", tags: "no_btrfs no_devmapper no_zfs", cost: "45 s",
+			pkgs: []string{ctrd + "containerd", ctrd + "containerd-shim-runc-v2", ctrd + "ctr"},
+		},
 		{name: "coredns", module: "coredns", ldflags: "-s -w", cost: "45 s", pkgs: []string{"."}},
 		{name: "etcd", module: "etcd", cost: "25 s", pkgs: []string{"go.etcd.io/etcd/server/v3"}, rename: map[string]string{"server": "etcd"}},
 		{name: "agnhost", module: "e2e", cost: "30 s", pkgs: []string{"k8s.io/kubernetes/test/images/agnhost"}},
@@ -59,8 +63,10 @@ func components(withE2E bool) []component {
 		{name: "debian", cost: "5 s", debs: []string{"runc", "containernetworking-plugins", "busybox-static"}},
 	}
 	if withE2E {
-		list = append(list, component{name: "e2e", module: "e2e", ldflags: versionFlags(), cost: "2 min",
-			pkgs: []string{"github.com/onsi/ginkgo/v2/ginkgo"}, test: "k8s.io/kubernetes/test/e2e"})
+		list = append(list, component{
+			name: "e2e", module: "e2e", ldflags: versionFlags(), cost: "2 min",
+			pkgs: []string{"github.com/onsi/ginkgo/v2/ginkgo"}, test: "k8s.io/kubernetes/test/e2e",
+		})
 	}
 	return list
 }
@@ -84,7 +90,8 @@ func digest(h interface{ Sum([]byte) []byte }) string {
 func digestTree(h interface {
 	io.Writer
 	Sum([]byte) []byte
-}, dir string) (string, error) {
+}, dir string,
+) (string, error) {
 	var files []string
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err == nil && d.Type().IsRegular() {
@@ -103,7 +110,7 @@ func digestTree(h interface {
 		}
 		rel, _ := filepath.Rel(dir, f)
 		fmt.Fprintln(h, rel, len(b))
-		h.Write(b)
+		_, _ = h.Write(b) // a hash takes everything
 	}
 	return digest(h), nil
 }

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/weft-net/weft/lab/oci"
@@ -81,7 +82,7 @@ func (b *builder) packImages(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	base := append(busyboxFiles, toolFiles...)
+	base := slices.Concat(busyboxFiles, toolFiles)
 	sets := [][]oci.File{
 		{{Path: "pause", Mode: 0o755, Source: b.cache.Bin("pause", "pause")}},
 		busyboxFiles,
@@ -155,7 +156,7 @@ func (b *builder) busyboxFiles(ctx context.Context) ([]oci.File, error) {
 	for _, d := range []string{"root", "home", "var", "proc", "sys", "dev", "uploads", "usr/bin", "usr/sbin", "sbin"} {
 		files = append(files, oci.File{Path: d, Mode: fs.ModeDir | 0o755})
 	}
-	for _, applet := range strings.Fields(string(out)) {
+	for applet := range strings.FieldsSeq(string(out)) {
 		if applet != "busybox" {
 			files = append(files, oci.File{Path: "bin/" + applet, Link: "busybox"})
 		}
@@ -209,11 +210,11 @@ func glibcTools() ([]oci.File, error) {
 		}
 	}
 	for lib := range libs {
-		real, err := filepath.EvalSymlinks(lib)
+		file, err := filepath.EvalSymlinks(lib)
 		if err != nil {
 			return nil, fmt.Errorf("library %s: %w", lib, err)
 		}
-		files = append(files, oci.File{Path: lib, Mode: 0o755, Source: real})
+		files = append(files, oci.File{Path: lib, Mode: 0o755, Source: file})
 	}
 	// Debian's busybox shell prefers its own applets to $PATH, and its nc
 	// knows no -u: /bin/sh is bash, and nc is the real one.

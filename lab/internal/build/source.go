@@ -32,11 +32,14 @@ func sourceDir() (string, error) {
 	if _, file, _, ok := runtime.Caller(0); ok {
 		candidates = append(candidates, filepath.Join(filepath.Dir(file), "../../build"))
 	}
+	// A binary built with -trimpath does not know where it came from: look
+	// beside it and beside the working directory, and above both.
 	if exe, err := os.Executable(); err == nil {
-		candidates = append(candidates, filepath.Join(filepath.Dir(exe), "../lab/build"))
+		candidates = append(candidates, above(filepath.Dir(exe))...)
 	}
 	if wd, err := os.Getwd(); err == nil {
-		candidates = append(candidates, filepath.Join(wd, "lab/build"), filepath.Join(wd, "build"))
+		candidates = append(candidates, filepath.Join(wd, "build"))
+		candidates = append(candidates, above(wd)...)
 	}
 	for _, c := range candidates {
 		if _, err := os.Stat(filepath.Join(c, "k8s/go.mod")); err == nil {
@@ -44,4 +47,12 @@ func sourceDir() (string, error) {
 		}
 	}
 	return "", errors.New("module files lab/build/k8s/go.mod not found: run inside the repository or set WEFT_LAB_SOURCE to its lab/build")
+}
+
+func above(dir string) []string {
+	var list []string
+	for ; dir != "/" && dir != "."; dir = filepath.Dir(dir) {
+		list = append(list, filepath.Join(dir, "lab/build"))
+	}
+	return list
 }

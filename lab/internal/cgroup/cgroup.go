@@ -48,7 +48,7 @@ func Detect() ([]Hierarchy, error) {
 		case h.V2:
 			list[i].own = own[""]
 		default:
-			for _, c := range strings.Split(h.Options, ",") {
+			for c := range strings.SplitSeq(h.Options, ",") {
 				if p, ok := own[c]; ok {
 					list[i].own = p
 				}
@@ -65,7 +65,7 @@ func mounted() ([]Hierarchy, error) {
 	}
 	var list []Hierarchy
 	seen := map[string]bool{}
-	for _, line := range strings.Split(string(b), "\n") {
+	for line := range strings.SplitSeq(string(b), "\n") {
 		before, after, ok := strings.Cut(line, " - ")
 		f, g := strings.Fields(before), strings.Fields(after)
 		if !ok || len(f) < 5 || len(g) < 3 {
@@ -89,7 +89,7 @@ func mounted() ([]Hierarchy, error) {
 // v1Options keeps the controllers and the name of the superblock's options.
 func v1Options(super string) string {
 	var keep []string
-	for _, o := range strings.Split(super, ",") {
+	for o := range strings.SplitSeq(super, ",") {
 		switch {
 		case o == "rw" || o == "ro" || o == "xattr" || o == "clone_children" || strings.HasPrefix(o, "release_agent="):
 		case strings.HasPrefix(o, "name="):
@@ -115,7 +115,7 @@ func ownGroups() (map[string]string, error) {
 		if len(parts) != 3 {
 			continue
 		}
-		for _, c := range strings.Split(parts[1], ",") {
+		for c := range strings.SplitSeq(parts[1], ",") {
 			own[c] = parts[2]
 		}
 	}
@@ -198,9 +198,9 @@ func handDown(dir string) error {
 	parent := filepath.Dir(dir)
 	b, err := os.ReadFile(filepath.Join(parent, "cgroup.controllers"))
 	if err != nil {
-		return nil // a cgroup2 mount's root always has the file; others are not ours to judge
+		return fmt.Errorf("cgroup: %w", err)
 	}
-	for _, c := range strings.Fields(string(b)) {
+	for c := range strings.FieldsSeq(string(b)) {
 		err := os.WriteFile(filepath.Join(parent, "cgroup.subtree_control"), []byte("+"+c), 0)
 		if err != nil && (c == "memory" || c == "pids" || c == "cpu") {
 			return fmt.Errorf("cgroup %s: controller %s cannot be handed down: %w", parent, c, err)
@@ -240,10 +240,10 @@ func Pids(dir string) []int {
 	var pids []int
 	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
-			return nil
+			return nil //nolint:nilerr // a group that vanishes has no processes
 		}
 		b, _ := os.ReadFile(filepath.Join(path, "cgroup.procs"))
-		for _, f := range strings.Fields(string(b)) {
+		for f := range strings.FieldsSeq(string(b)) {
 			if pid, err := strconv.Atoi(f); err == nil && pid > 0 {
 				pids = append(pids, pid)
 			}

@@ -31,7 +31,7 @@ type app struct {
 }
 
 // Main runs the command line and returns the process' exit code.
-func Main() int {
+func Main(version string) int {
 	if len(os.Args) > 3 && os.Args[1] == host.Verb {
 		fmt.Fprintln(os.Stderr, host.Init(os.Args[2], os.Args[3]))
 		return 1
@@ -42,7 +42,7 @@ func Main() int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := root(os.Stdout).ExecuteContext(ctx)
+	err := root(os.Stdout, version).ExecuteContext(ctx)
 	if err == nil {
 		return 0
 	}
@@ -53,11 +53,12 @@ func Main() int {
 	return 1
 }
 
-func root(out io.Writer) *cobra.Command {
+func root(out io.Writer, version string) *cobra.Command {
 	a := &app{out: out}
 	c := &cobra.Command{
 		Use:           "weft-lab",
 		Short:         "Real multi-node Kubernetes clusters on one Linux machine",
+		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		// so that --name may stand before verbs that pass their flags on
@@ -248,6 +249,7 @@ func (a *app) kubectl() *cobra.Command {
 			if len(args) > 0 && strings.HasPrefix(args[0], "--name=") {
 				a.name, args = strings.TrimPrefix(args[0], "--name="), args[1:]
 			}
+			args = afterDash(args)
 			l, err := a.open()
 			if err != nil {
 				return err

@@ -3,7 +3,6 @@
 package host
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -20,9 +19,9 @@ import (
 const Path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // RunIn runs cmd inside all namespaces of the host whose PID 1 is pid, as a
-// member of the cgroup2 group, and waits for it. When ctx ends it is told to
-// (SIGTERM). A name without a slash is looked up inside the host.
-func RunIn(ctx context.Context, pid int, group string, cmd *exec.Cmd) error {
+// member of the cgroup2 group, and waits for it. When its context
+// ends it is told to (SIGTERM). A name without a slash is looked up inside the host.
+func RunIn(pid int, group string, cmd *exec.Cmd) error {
 	if leaf := filepath.Join(group, leafName); exists(leaf) {
 		group = leaf
 	}
@@ -32,6 +31,7 @@ func RunIn(ctx context.Context, pid int, group string, cmd *exec.Cmd) error {
 	}
 	defer f.Close()
 	// No Pdeathsig: Go compares parents' pids, which differ across the namespace.
+	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(f.Fd())}
 	return wire.In(fmt.Sprintf("/proc/%d/ns/net", pid), func() error {
 		if err := enter(pid); err != nil {
@@ -45,8 +45,6 @@ func RunIn(ctx context.Context, pid int, group string, cmd *exec.Cmd) error {
 		if err := cmd.Start(); err != nil {
 			return err
 		}
-		stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Signal(unix.SIGTERM) })
-		defer stop()
 		return cmd.Wait()
 	})
 }

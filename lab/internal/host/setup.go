@@ -89,7 +89,7 @@ func leafGroups(s *Spec) error {
 		if err != nil {
 			return fmt.Errorf("cgroup: %w", err)
 		}
-		for _, name := range strings.Fields(string(b)) {
+		for name := range strings.FieldsSeq(string(b)) {
 			_ = os.WriteFile(filepath.Join(c.Dir, "cgroup.subtree_control"), []byte("+"+name), 0)
 		}
 	}
@@ -182,7 +182,7 @@ func bindDisks(root string) error {
 	if err != nil {
 		return err
 	}
-	for _, line := range strings.Split(string(b), "\n") {
+	for line := range strings.SplitSeq(string(b), "\n") {
 		before, after, ok := strings.Cut(line, " - ")
 		f, g := strings.Fields(before), strings.Fields(after)
 		if !ok || len(f) < 5 || len(g) < 2 || f[4] == "/" || !strings.HasPrefix(g[1], "/dev/") {

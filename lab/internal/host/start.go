@@ -50,7 +50,7 @@ func Start(s *Spec, netnsPath string) error {
 		return fmt.Errorf("host %s: %w", s.Hostname, err)
 	}
 	defer out.Close()
-	cmd := exec.Command("/proc/self/exe", Verb, specPath, "1")
+	cmd := exec.Command("/proc/self/exe", Verb, specPath, "1") //nolint:noctx // it outlives us
 	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", out, out
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{

@@ -141,8 +141,8 @@ func (v *supervisor) spawn(p Program) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer proc.Release() // reaped below, together with orphans
-	return proc.Pid, nil
+	pid := proc.Pid
+	return pid, proc.Release() // reaped below, together with orphans
 }
 
 func (v *supervisor) reap() {

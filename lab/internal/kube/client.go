@@ -47,8 +47,10 @@ func (c *Cluster) NewClient(netnsPath string) (*Client, error) {
 	}
 	return &Client{server: c.Server(), http: &http.Client{
 		Timeout: 10 * time.Second,
-		Transport: &http.Transport{DialContext: dial, ForceAttemptHTTP2: true,
-			TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{cert}}},
+		Transport: &http.Transport{
+			DialContext: dial, ForceAttemptHTTP2: true,
+			TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{cert}},
+		},
 	}}, nil
 }
 

@@ -6,6 +6,7 @@ package kube
 
 import (
 	"fmt"
+	"net/netip"
 	"path/filepath"
 
 	"github.com/weft-net/weft/lab/internal/build"
@@ -33,7 +34,7 @@ const Admin = "admin"
 
 // Server is the API server's URL.
 func (c *Cluster) Server() string {
-	return fmt.Sprintf("https://%s:%d", c.Control.Addr4(), plan.APIPort)
+	return "https://" + netip.AddrPortFrom(c.Control.Addr4(), plan.APIPort).String()
 }
 
 // Credentials makes all certificates and kubeconfigs but the nodes' own.
@@ -43,9 +44,11 @@ func (c *Cluster) Credentials() error {
 	}
 	service := "kubernetes.default.svc"
 	requests := []pki.Request{
-		{Name: "apiserver", CN: "kube-apiserver",
+		{
+			Name: "apiserver", CN: "kube-apiserver",
 			IPs: []string{c.Control.Addr4().String(), c.Control.Addr6().String(), "127.0.0.1", "::1", plan.APIService4},
-			DNS: []string{"localhost", "kubernetes", "kubernetes.default", service, service + "." + plan.ClusterName}},
+			DNS: []string{"localhost", "kubernetes", "kubernetes.default", service, service + "." + plan.ClusterName},
+		},
 		{Name: "apiserver-kubelet", CN: "kube-apiserver-kubelet-client", Organization: "system:masters"},
 		{Name: "front-proxy", CN: "front-proxy-client", CA: pki.FrontCA},
 		{Name: "etcd", CN: "etcd", IPs: []string{"127.0.0.1"}, DNS: []string{"localhost"}},
@@ -70,8 +73,10 @@ func (c *Cluster) Credentials() error {
 // NodeCredentials makes a node's certificate and kubeconfig.
 func (c *Cluster) NodeCredentials(n plan.Host) error {
 	user := "kubelet-" + n.Name
-	err := c.PKI.Issue(pki.Request{Name: user, CN: "system:node:" + n.Name, Organization: "system:nodes",
-		IPs: []string{n.Addr4().String(), n.Addr6().String()}, DNS: []string{n.Name}})
+	err := c.PKI.Issue(pki.Request{
+		Name: user, CN: "system:node:" + n.Name, Organization: "system:nodes",
+		IPs: []string{n.Addr4().String(), n.Addr6().String()}, DNS: []string{n.Name},
+	})
 	if err != nil {
 		return err
 	}

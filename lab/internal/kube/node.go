@@ -22,8 +22,10 @@ const containerdSocket = "/run/containerd/containerd.sock"
 func (c *Cluster) NodePrograms(n plan.Host) []host.Program {
 	containerd := c.Cache.Bin("containerd", "containerd")
 	list := []host.Program{
-		{Name: "containerd", Argv: []string{containerd, "--config", "/etc/weft-lab/containerd.toml"},
-			Env: []string{"PATH=" + filepath.Dir(containerd) + ":" + host.Path, "HOME=/root"}}, // its shim is found by PATH
+		{
+			Name: "containerd", Argv: []string{containerd, "--config", "/etc/weft-lab/containerd.toml"},
+			Env: []string{"PATH=" + filepath.Dir(containerd) + ":" + host.Path, "HOME=/root"},
+		}, // its shim is found by PATH
 		{Name: "kubelet", After: containerdSocket, Env: environ(), Argv: []string{
 			c.Cache.Bin("kubernetes", "kubelet"), "--config=/etc/weft-lab/kubelet.json",
 			"--kubeconfig=" + c.Kubeconfig("kubelet-"+n.Name), "--hostname-override=" + n.Name,

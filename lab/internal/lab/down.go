@@ -94,7 +94,7 @@ func removeState(dir state.Dir) error {
 	if err != nil {
 		return fmt.Errorf("state: %w", err)
 	}
-	for _, line := range strings.Split(string(b), "\n") {
+	for line := range strings.SplitSeq(string(b), "\n") {
 		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], string(dir)+"/") {
 			return fmt.Errorf("state: %s is mounted: unmount it and run down again", f[4])
 		}

@@ -215,7 +215,7 @@ func (l *Lab) startRelay(veth, tap string, ms float64) error {
 		return fmt.Errorf("relay: %w", err)
 	}
 	defer log.Close()
-	cmd := exec.Command("/proc/self/exe", relay.Verb, veth, tap, fmt.Sprintf("%gms", ms))
+	cmd := exec.Command("/proc/self/exe", relay.Verb, veth, tap, fmt.Sprintf("%gms", ms)) //nolint:noctx // it outlives us
 	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(f.Fd())}
 	if err := wire.In(l.netns(router), cmd.Start); err != nil {

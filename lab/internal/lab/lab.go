@@ -4,6 +4,7 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -158,7 +159,7 @@ func tail(path string) string {
 	}
 	if len(b) > tailBytes {
 		b = b[len(b)-tailBytes:]
-		if i := strings.IndexByte(string(b), '\n'); i >= 0 {
+		if i := bytes.IndexByte(b, '\n'); i >= 0 {
 			b = b[i+1:]
 		}
 	}
@@ -166,7 +167,7 @@ func tail(path string) string {
 }
 
 // inHost runs a command inside a host that has a PID 1.
-func (l *Lab) inHost(ctx context.Context, name string, cmd *exec.Cmd) error {
+func (l *Lab) inHost(name string, cmd *exec.Cmd) error {
 	pid, err := host.InitPid(l.hostDir(name))
 	if err != nil {
 		return err
@@ -175,7 +176,7 @@ func (l *Lab) inHost(ctx context.Context, name string, cmd *exec.Cmd) error {
 	if err != nil {
 		return err
 	}
-	return host.RunIn(ctx, pid, filepath.Join(group, name), cmd)
+	return host.RunIn(pid, filepath.Join(group, name), cmd)
 }
 
 func (l *Lab) node(name string) (plan.Host, error) {

@@ -78,7 +78,7 @@ func (l *Lab) importImages(ctx context.Context, node string, files []string) err
 	log := filepath.Join(l.hostDir(node), "log", "containerd.log")
 	ctr := l.cluster.Cache.Bin("containerd", "ctr")
 	err := waitFor(ctx, containerdLimit, "containerd on "+node, log, func(ctx context.Context) (bool, string) {
-		out, err := l.output(ctx, node, exec.Command(ctr, "version"))
+		out, err := l.output(node, exec.CommandContext(ctx, ctr, "version"))
 		return err == nil, out
 	})
 	if err != nil {
@@ -100,19 +100,19 @@ func (l *Lab) importImage(ctx context.Context, node, ctr, file string) error {
 		return err
 	}
 	defer f.Close()
-	cmd := exec.Command(ctr, "-n", "k8s.io", "images", "import", "--local", "-")
+	cmd := exec.CommandContext(ctx, ctr, "-n", "k8s.io", "images", "import", "--local", "-")
 	cmd.Stdin = f
-	if out, err := l.output(ctx, node, cmd); err != nil {
+	if out, err := l.output(node, cmd); err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}
 	return nil
 }
 
 // output runs a command in a host and returns what it said, for an error.
-func (l *Lab) output(ctx context.Context, hostName string, cmd *exec.Cmd) (string, error) {
+func (l *Lab) output(hostName string, cmd *exec.Cmd) (string, error) {
 	var b strings.Builder
 	cmd.Stdout, cmd.Stderr = &b, &b
-	err := l.inHost(ctx, hostName, cmd)
+	err := l.inHost(hostName, cmd)
 	if err != nil && b.Len() == 0 {
 		b.WriteString(err.Error())
 	}

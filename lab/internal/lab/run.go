@@ -31,10 +31,10 @@ func (l *Lab) Exec(ctx context.Context, name string, argv []string) error {
 			return err
 		}
 		if h.Kind != plan.Outside {
-			cmd := exec.Command(argv[0], argv[1:]...)
+			cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 			cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 			cmd.Env = append(withoutPath(os.Environ()), "PATH="+host.Path)
-			return l.inHost(ctx, name, cmd)
+			return l.inHost(name, cmd)
 		}
 	}
 	return l.become(name, argv, os.Environ())
@@ -95,7 +95,7 @@ func (l *Lab) become(name string, argv, env []string) error {
 	}
 	err = unix.Exec(path, argv, env)
 	if errors.Is(err, unix.ENOEXEC) {
-		return fmt.Errorf("command %s: not a program; a script needs a first line with #!", path)
+		return fmt.Errorf("command %s is not a program; scripts name theirs after #! in the first line", path)
 	}
 	return fmt.Errorf("command %s: %w", path, err)
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -145,10 +146,8 @@ func (o Options) Validate() error {
 }
 
 func oneOf(what, got string, want ...string) error {
-	for _, w := range want {
-		if got == w {
-			return nil
-		}
+	if slices.Contains(want, got) {
+		return nil
 	}
 	return fmt.Errorf("%s %q: want %s", what, got, strings.Join(want, ", "))
 }
@@ -190,11 +189,13 @@ func subnets(o Options) []Subnet {
 func subnet(name string, third int) Subnet {
 	v4 := netip.MustParsePrefix(fmt.Sprintf("172.18.%d.0/24", third))
 	v6 := netip.MustParsePrefix(fmt.Sprintf("fd00:18:%d::/64", third))
-	return Subnet{Name: name, Bridge: "br-" + name, V4: v4, V6: v6, GW4: v4.Addr().Next(), GW6: v6.Addr().Next(),
-		MAC: fmt.Sprintf("0a:18:00:00:%02x:01", third)}
+	return Subnet{
+		Name: name, Bridge: "br-" + name, V4: v4, V6: v6, GW4: v4.Addr().Next(), GW6: v6.Addr().Next(),
+		MAC: fmt.Sprintf("0a:18:00:00:%02x:01", third),
+	}
 }
 
-// Subnets are the segments of a lab with these options.
+// AllSubnets are the segments of a lab with these options.
 func (o Options) AllSubnets() []Subnet { return subnets(o) }
 
 // Subnet finds a segment by name.

@@ -209,8 +209,7 @@ func DeleteLink(path, dev string) error {
 	defer ns.Close()
 	defer h.Close()
 	l, err := h.LinkByName(dev)
-	var gone netlink.LinkNotFoundError
-	if errors.As(err, &gone) {
+	if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone {
 		return nil
 	}
 	if err == nil {

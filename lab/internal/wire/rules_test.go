@@ -28,7 +28,7 @@ func hosts(t *testing.T, nics int) []plan.Host {
 // drops are the verdicts of a ruleset, without the chains around them.
 func drops(ruleset string) []string {
 	var list []string
-	for _, line := range strings.Split(ruleset, "\n") {
+	for line := range strings.SplitSeq(ruleset, "\n") {
 		if strings.HasSuffix(line, "drop") {
 			list = append(list, strings.TrimSpace(line))
 		}
@@ -91,8 +91,12 @@ oifname { "n2", "n2-d" } numgen random mod 100000 < 500 drop`
 
 func TestImpossibleCutsAreRefused(t *testing.T) {
 	for _, c := range []state.Cut{
-		{A: "n1", B: "n1"}, {A: All, B: "n1"}, {A: "n1", B: "n2", Proto: "tpc"}, {A: "n1", B: "n2", Port: 80},
-		{A: "n1", B: "n2", Proto: "icmp", Port: 80}, {A: "n1", B: "n2", Proto: "tcp", Port: 70000},
+		{A: "n1", B: "n1"},
+		{A: All, B: "n1"},
+		{A: "n1", B: "n2", Proto: "tpc"},
+		{A: "n1", B: "n2", Port: 80},
+		{A: "n1", B: "n2", Proto: "icmp", Port: 80},
+		{A: "n1", B: "n2", Proto: "tcp", Port: 70000},
 	} {
 		if err := CheckCut(c); err == nil {
 			t.Errorf("%+v was not refused", c)
