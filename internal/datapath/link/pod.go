@@ -10,6 +10,7 @@ import (
 	"os"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -43,7 +44,11 @@ func (l *Links) Up(v Veth, index int, a Addressing) error {
 	if err := l.upPod(v, a); err != nil {
 		return fmt.Errorf("link %s in %s: %w", v.IfName, v.Netns, err)
 	}
-	return nil
+	s, err := newCarrierSocket()
+	if err != nil {
+		return fmt.Errorf("link %s: %w", v.HostIfName, err)
+	}
+	return errors.Join(s.settle(v.HostIfName), s.Close())
 }
 
 // UpHost is the part of Up that concerns the host's end.
@@ -129,12 +134,9 @@ func (l *Links) upPod(v Veth, a Addressing) error {
 	for _, ip := range a.IPs {
 		wants6 = wants6 || ip.Is6()
 	}
-	h, err := podHandle(ns, func() error {
-		if !wants6 {
-			return nil
-		}
-		return l.podSysctls(v.IfName)
-	})
+	var socks podSockets
+	defer socks.close()
+	h, err := podHandle(ns, func() error { return socks.open(l, v, wants6) })
 	if err != nil {
 		return err
 	}
@@ -152,7 +154,49 @@ func (l *Links) upPod(v Veth, a Addressing) error {
 	if err != nil {
 		return err
 	}
-	return podConfigure(h, dev, v, a, wants6)
+	if err := podConfigure(h, dev, v, a, wants6); err != nil {
+		return err
+	}
+	if err := socks.carrier.settle(v.IfName); err != nil {
+		return err
+	}
+	for _, ip := range a.IPs {
+		if ip.Is6() {
+			if err := waitLocal(h, socks.addrs, ip); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// podSockets are made inside the pod's namespace, in one visit.
+type podSockets struct {
+	carrier carrierSocket
+	addrs   *nl.NetlinkSocket // notifications about IPv6 addresses
+}
+
+func (s *podSockets) open(l *Links, v Veth, wants6 bool) (err error) {
+	s.carrier = -1
+	if wants6 {
+		if err := l.podSysctls(v.IfName); err != nil {
+			return err
+		}
+		if s.addrs, err = nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV6_IFADDR); err != nil {
+			return fmt.Errorf("netlink socket: %w", err)
+		}
+	}
+	s.carrier, err = newCarrierSocket()
+	return err
+}
+
+func (s *podSockets) close() {
+	if s.addrs != nil {
+		s.addrs.Close()
+	}
+	if s.carrier > 0 {
+		_ = s.carrier.Close()
+	}
 }
 
 // podSysctls runs in the pod's namespace, before its device is up. A runtime
