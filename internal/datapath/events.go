@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"time"
 
 	"github.com/cilium/ebpf/ringbuf"
@@ -34,9 +33,12 @@ func (d *Datapath) ReadEvents(ctx context.Context, f func(flow.Event)) error {
 	if err != nil {
 		return fmt.Errorf("events: %w", err)
 	}
-	defer r.Close()
-	stop := context.AfterFunc(ctx, func() { r.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
+	stop := context.AfterFunc(ctx, func() { _ = r.Close() }) // wakes the reader
+	defer func() {
+		if stop() {
+			_ = r.Close()
+		}
+	}()
 	boot, err := maps.Boot()
 	if err != nil {
 		return fmt.Errorf("events: %w", err)
@@ -45,7 +47,7 @@ func (d *Datapath) ReadEvents(ctx context.Context, f func(flow.Event)) error {
 	for {
 		err := r.ReadInto(&rec)
 		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, ringbuf.ErrClosed):
+		case errors.Is(err, ringbuf.ErrClosed):
 			return nil
 		case err != nil:
 			return fmt.Errorf("events: %w", err)

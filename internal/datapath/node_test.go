@@ -307,3 +307,11 @@ func (n *node) flush() {
 }
 
 func ap(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }
+
+// quiet runs a frame without looking at anything that it leaves behind.
+func (n *node) quiet(h reason.Hook, dev netlink.Link, data []byte) uint32 {
+	n.t.Helper()
+	act, err := n.d.Program(h).Run(&ebpf.RunOptions{Data: data, Context: skb{Ifindex: uint32(dev.Attrs().Index)}})
+	n.must(err)
+	return act
+}

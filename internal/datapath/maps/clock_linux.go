@@ -8,10 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// monotonic returns the clock that bpf_ktime_get_coarse_ns reads, in ns.
+// monotonic returns the clock that the programs read, in ns.
 func monotonic() (int64, error) {
 	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
 		return 0, err
 	}
 	return ts.Nano(), nil
