@@ -22,7 +22,7 @@ import (
 	"github.com/weft-net/weft/internal/rpc"
 )
 
-// lines runs a command line that goes on until cancelled and hands out its
+// follow runs a command line that goes on until cancelled and hands out its
 // lines.
 func follow(t *testing.T, a *app, args ...string) (lines *bufio.Scanner, stop func() int) {
 	t.Helper()
@@ -122,8 +122,15 @@ func TestMonitorEndsWithItsLaptop(t *testing.T) {
 	defer stop()
 	waitActive(t, n)
 	_ = hold.Close()
-	if lines.Scan() {
-		t.Errorf("got %q", lines.Text())
+	ended := make(chan bool, 1)
+	go func() { ended <- !lines.Scan() }()
+	select {
+	case ok := <-ended:
+		if !ok {
+			t.Errorf("got %q", lines.Text())
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("it still runs 5 s after its standard input was closed")
 	}
 }
 
