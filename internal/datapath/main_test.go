@@ -121,6 +121,11 @@ func newRoot(t testing.TB) string {
 func newVeth(t testing.TB, name string) netlink.Link {
 	t.Helper()
 	needRoot(t)
+	if old, err := netlink.LinkByName(name); err == nil { // of an earlier node of the same test
+		if err := netlink.LinkDel(old); err != nil {
+			t.Fatal(err)
+		}
+	}
 	mac := net.HardwareAddr{2, 0, 0, 0, 0, 1}
 	err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, HardwareAddr: mac}, PeerName: "p" + name})
 	if err != nil {
