@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -107,9 +108,13 @@ func Run(ctx context.Context, opts Options) error {
 		return err
 	}
 	defer a.close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
 	if err := a.serve(ctx, g); err != nil {
-		return err
+		cancel()
+		// What ended the group is the cause; that the socket was not served follows.
+		return cmp.Or(g.Wait(), err)
 	}
 	a.background(ctx, g)
 	return g.Wait()
