@@ -280,6 +280,8 @@ func TestRefusals(t *testing.T) {
 	}{
 		{"kubeProxyReplacment=true", []string{"kubeProxyReplacment: Weft has no such key", "kubeProxyReplacement"}},
 		{"endpointRoute.enabled=true", []string{"endpointRoute.enabled", "Nearest key that works: endpointRoutes.enabled"}},
+		{"hubbel.enabled=true", []string{"It looks like hubble, which is refused", "weft monitor"}},
+		{"ipv4NativeRoutingCidr=10.0.0.0/8", []string{"It looks like ipv4NativeRoutingCIDR"}},
 		{"healthport=1", []string{"Nearest key that works: healthPort"}},
 		{"cgroup.autoMount.resources.x=1", []string{"Nearest key that works: cgroup.autoMount.enabled"}},
 		{"kubeProxyReplacement=true", []string{"beside kube-proxy"}},

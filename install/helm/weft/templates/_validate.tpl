@@ -72,7 +72,7 @@ what Weft does not have.
 {{- with get $ctx.keys.refused $prefix -}}{{- $entry = . -}}{{- $exact = eq $prefix $.path -}}{{- end -}}
 {{- end -}}
 {{- if not $entry -}}
-{{- $_ := set $ctx "problems" (append $ctx.problems (printf "%s: Weft has no such key. Nearest key that works: %s" .path (include "weft.nearest" .))) -}}
+{{- $_ := set $ctx "problems" (append $ctx.problems (printf "%s: Weft has no such key. %s" .path (include "weft.nearest" .))) -}}
 {{- else if and $exact (hasKey $entry "accept") (eq .value (toString $entry.accept)) -}}
 {{- else if and (hasSuffix ".enabled" .path) (eq .value "false") (not $entry.always) -}}
 {{- else -}}
@@ -81,25 +81,36 @@ what Weft does not have.
 {{- end -}}
 
 {{/*
-Names the honoured key that shares most pairs of neighbouring letters with .path
-(Dice's coefficient, in thousandths; letter case does not count).
+Names the known key that comes nearest to .path. Where that is a refused one, it
+says why it is refused and names the honoured key that stands nearest to it.
 */}}
 {{- define "weft.nearest" -}}
-{{- $p := lower .path -}}
+{{- $path := trimSuffix ".enabled" .path -}}
 {{- $best := "" -}}
 {{- $score := -1 -}}
-{{- range $key := .ctx.keys.honoured -}}
-{{- $k := lower $key -}}
-{{- if gt (len $k) 1 -}}
+{{- range $key := concat .ctx.keys.honoured (keys .ctx.keys.refused | sortAlpha) -}}
+{{- $s := include "weft.likeness" (dict "a" $path "b" (trimSuffix ".enabled" $key)) | int -}}
+{{- if gt $s $score -}}{{- $score = $s -}}{{- $best = $key -}}{{- end -}}
+{{- end -}}
+{{- with get .ctx.keys.refused $best -}}
+It looks like {{ $best }}, which is refused: {{ .why }}. Nearest key that works: {{ .near }}
+{{- else -}}
+Nearest key that works: {{ $best }}
+{{- end -}}
+{{- end -}}
+
+{{/*
+How alike .a and .b are, 0 to 1000: the share of pairs of neighbouring letters
+that they have in common (Dice's coefficient; letter case does not count).
+*/}}
+{{- define "weft.likeness" -}}
+{{- $a := lower .a -}}
+{{- $b := lower .b -}}
 {{- $hits := 0 -}}
-{{- range $i := until (max 0 (sub (len $p) 1) | int) -}}
-{{- if contains (substr $i (add $i 2 | int) $p) $k -}}{{- $hits = add1 $hits -}}{{- end -}}
+{{- range $i := until (max 0 (sub (len $a) 1) | int) -}}
+{{- if contains (substr $i (add $i 2 | int) $a) $b -}}{{- $hits = add1 $hits -}}{{- end -}}
 {{- end -}}
-{{- $s := div (mul 2000 $hits) (max 1 (sub (add (len $p) (len $k)) 2)) -}}
-{{- if gt (int $s) (int $score) -}}{{- $score = $s -}}{{- $best = $key -}}{{- end -}}
-{{- end -}}
-{{- end -}}
-{{- $best -}}
+{{- min 1000 (div (mul 2000 $hits) (max 1 (sub (add (len $a) (len $b)) 2))) -}}
 {{- end -}}
 
 {{/*
