@@ -14,6 +14,7 @@ import (
 	"os/signal"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -207,7 +208,46 @@ func helper(role string, in any) *exec.Cmd {
 // "IPv4 UDP MTU" → error.
 func (l *line) probe(token connectivity.Token) map[string]string {
 	l.t.Helper()
-	plan := connectivity.ProbePlan{Token: token.String(), Timeout: 1500 * time.Millisecond, Concurrency: 24}
+	return l.probeTimes(token, 1, connectivity.ProbePlan{Timeout: 1500 * time.Millisecond, Concurrency: 24})
+}
+
+// probeTimes runs the matrix so many times over in one plan.
+func (l *line) probeTimes(token connectivity.Token, times int, plan connectivity.ProbePlan) map[string]string {
+	l.t.Helper()
+	plan.Token = token.String()
+	for range times {
+		addMatrix(&plan)
+	}
+	cmd := helper("probe", plan)
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	err := start(l.client, cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
+	if err != nil {
+		l.t.Errorf("probe: %v: %s", err, errOut.String())
+		return nil
+	}
+	failed := map[string]string{}
+	seen := 0
+	for dec := json.NewDecoder(&out); dec.More(); seen++ {
+		var r connectivity.Result
+		if err := dec.Decode(&r); err != nil {
+			l.t.Error(err)
+			return nil
+		}
+		if r.Error != "" {
+			failed[plan.Cells[r.ID].Name()] = r.Error
+		}
+	}
+	if seen != len(plan.Cells) {
+		l.t.Errorf("%d results of %d cells", seen, len(plan.Cells))
+	}
+	return failed
+}
+
+func addMatrix(plan *connectivity.ProbePlan) {
 	for _, f := range []connectivity.Family{connectivity.IPv4, connectivity.IPv6} {
 		addr := netip.MustParseAddr("10.77.2.2")
 		if f == connectivity.IPv6 {
@@ -219,31 +259,23 @@ func (l *line) probe(token connectivity.Token) map[string]string {
 			}
 		}
 	}
-	cmd := helper("probe", plan)
-	var out, errOut bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errOut
-	err := start(l.client, cmd)
-	if err == nil {
-		err = cmd.Wait()
+}
+
+// TestNoFalseLoss guards against a test that loses datagrams by itself: many
+// probes at once, as on a cluster of several nodes, against one server.
+func TestNoFalseLoss(t *testing.T) {
+	l := newLine(t)
+	token := connectivity.NewToken()
+	l.serve(token, "10.77.2.2", "fd77:2::2")
+	var wg sync.WaitGroup
+	for range 6 {
+		wg.Go(func() {
+			for cell, err := range l.probeTimes(token, 6, connectivity.ProbePlan{Timeout: 3 * time.Second, Concurrency: 16}) {
+				t.Errorf("%s: %s", cell, err)
+			}
+		})
 	}
-	if err != nil {
-		l.t.Fatalf("probe: %v: %s", err, errOut.String())
-	}
-	failed := map[string]string{}
-	seen := 0
-	for dec := json.NewDecoder(&out); dec.More(); seen++ {
-		var r connectivity.Result
-		if err := dec.Decode(&r); err != nil {
-			l.t.Fatal(err)
-		}
-		if r.Error != "" {
-			failed[plan.Cells[r.ID].Name()] = r.Error
-		}
-	}
-	if seen != len(plan.Cells) {
-		l.t.Fatalf("%d results of %d cells", seen, len(plan.Cells))
-	}
-	return failed
+	wg.Wait()
 }
 
 // TestProbeAgainstServer guards against a matrix that fails on a sound path, and
