@@ -5,11 +5,15 @@ package agent
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -17,6 +21,9 @@ import (
 	"github.com/weft-net/weft/internal/health"
 	"github.com/weft-net/weft/internal/k8s"
 )
+
+// portMapAnswer bounds how long the portmap plugin may take to tell its versions.
+const portMapAnswer = 2 * time.Second
 
 // newHealth makes the gate and the prober of peers.
 func (a *Agent) newHealth() {
@@ -155,8 +162,7 @@ func (a *Agent) open(context.Context) error {
 
 // writeConflist writes the CNI configuration unless it stands there as it should.
 func (a *Agent) writeConflist() error {
-	_, err := os.Stat(a.opts.Paths.portMap())
-	want, err := cni.Conflist(err == nil)
+	want, err := cni.Conflist(portMapVersions(a.opts.Paths.portMap(), a.log))
 	if err != nil {
 		return err
 	}
@@ -170,6 +176,31 @@ func (a *Agent) writeConflist() error {
 	}
 	a.log.Info("CNI configuration is written", "file", path)
 	return nil
+}
+
+// portMapVersions asks the portmap plugin which CNI versions it speaks: none if
+// it is not installed. One that cannot be asked is taken for an old one.
+func portMapVersions(path string, log *slog.Logger) []string {
+	if _, err := os.Stat(path); err != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), portMapAnswer)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path)
+	cmd.Env = []string{"CNI_COMMAND=VERSION"}
+	cmd.Stdin = strings.NewReader(`{"cniVersion":"1.0.0"}`)
+	var answer struct {
+		SupportedVersions []string `json:"supportedVersions"`
+	}
+	out, err := cmd.Output()
+	if err == nil {
+		err = json.Unmarshal(out, &answer)
+	}
+	if err != nil || len(answer.SupportedVersions) == 0 {
+		log.Warn("portmap plugin does not tell its versions, taken for one from before CNI 1.1", "file", path, "error", err)
+		return []string{"0.3.0", "0.3.1", "0.4.0", "1.0.0"}
+	}
+	return answer.SupportedVersions
 }
 
 // ready answers the kubelet's readiness probe: the CNI is served and the node is
