@@ -18,34 +18,44 @@ import (
 // of defence against a lost notification.
 const queueRetry = 15 * time.Second
 
+// queueWatch tells of new files in the queue. Without a watch (a node out of
+// inotify instances) its channels are nil, and the regular look finds them.
+type queueWatch struct {
+	events <-chan fsnotify.Event
+	errs   <-chan error
+	close  func() error
+}
+
 // watchQueue makes the directory and watches it, before the first look into it.
-func (s *Server) watchQueue() (*fsnotify.Watcher, error) {
+func (s *Server) watchQueue() (queueWatch, error) {
 	if err := os.MkdirAll(s.p.QueueDir, 0o700); err != nil {
-		return nil, fmt.Errorf("queue %s: %w", s.p.QueueDir, err)
+		return queueWatch{}, fmt.Errorf("queue %s: %w", s.p.QueueDir, err)
 	}
 	w, err := fsnotify.NewWatcher()
-	if err != nil {
-		return nil, fmt.Errorf("queue %s: watch: %w", s.p.QueueDir, err)
+	if err == nil {
+		if err = w.Add(s.p.QueueDir); err == nil {
+			return queueWatch{w.Events, w.Errors, w.Close}, nil
+		}
+		err = errors.Join(err, w.Close())
 	}
-	if err := w.Add(s.p.QueueDir); err != nil {
-		return nil, errors.Join(fmt.Errorf("queue %s: watch: %w", s.p.QueueDir, err), w.Close())
-	}
-	return w, nil
+	s.log.Warn("queue of DELs is not watched, only looked at regularly: raise fs.inotify.max_user_instances on this node",
+		"dir", s.p.QueueDir, "every", queueRetry, "error", err)
+	return queueWatch{close: func() error { return nil }}, nil
 }
 
 // serveQueue carries out DELs as they are queued until ctx ends.
-func (s *Server) serveQueue(ctx context.Context, w *fsnotify.Watcher) {
+func (s *Server) serveQueue(ctx context.Context, w queueWatch) {
 	tick := time.NewTicker(queueRetry)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case ev := <-w.Events:
+		case ev := <-w.events:
 			if !ev.Has(fsnotify.Create) { // a rename into place is a Create too
 				continue
 			}
-		case err := <-w.Errors:
+		case err := <-w.errs:
 			s.log.Warn("watching the queue of DELs", "dir", s.p.QueueDir, "error", err)
 		case <-tick.C:
 		}

@@ -104,7 +104,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer watcher.Close()
+	defer watcher.close()
 	s.drainQueue(ctx)
 	l, err := s.listen()
 	if err != nil {
