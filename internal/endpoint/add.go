@@ -126,7 +126,7 @@ func (m *Manager) make(ctx context.Context, req AddRequest) (made *table.Endpoin
 	if ep.HostIfIndex, err = m.p.Links.Create(v); err != nil {
 		return nil, err
 	}
-	undo = append(undo, func() error { defer m.wake(); return m.p.Links.Retire(ep.HostIfName) })
+	undo = append(undo, func() error { return m.retire(ep.HostIfName, key(ep.ContainerID, ep.IfName)) })
 	if err := m.install(ep, &undo); err != nil {
 		return nil, err
 	}
@@ -152,7 +152,6 @@ func (m *Manager) install(ep *table.Endpoint, undo *[]func() error) error {
 	if err := m.p.Rows.WriteEndpoint(ep); err != nil {
 		return err
 	}
-	note(func() error { return m.p.Datapath.DetachEndpoint(ep.HostIfName) })
 	if err := m.p.Datapath.AttachEndpoint(ep.HostIfName, ep.HostIfIndex); err != nil {
 		return err
 	}

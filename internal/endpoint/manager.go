@@ -39,6 +39,7 @@ type Manager struct {
 	ids      ids
 	eps      map[uint16]*table.Endpoint // made, and in the state file
 	retiring map[uint16]*table.Endpoint // deleted, but addresses and ids not free yet
+	pins     map[string]string          // link that was retired → its attachment's key
 	nodeIPs  []netip.Addr
 }
 
@@ -72,7 +73,7 @@ func New(p Params) (*Manager, error) {
 		state: &stateFile{path: p.State.Path},
 		slots: semaphore.NewWeighted(int64(p.Settings.Concurrency)),
 		reap:  make(chan struct{}, 1),
-		eps:   map[uint16]*table.Endpoint{}, retiring: map[uint16]*table.Endpoint{},
+		eps:   map[uint16]*table.Endpoint{}, retiring: map[uint16]*table.Endpoint{}, pins: map[string]string{},
 	}
 	m.ids.advance(0, p.Settings.Now())
 	return m, nil

@@ -42,7 +42,7 @@ func (m *Manager) Delete(ctx context.Context, containerID, ifname string) (err e
 	ep := m.find(containerID, ifname)
 	if ep == nil {
 		// An ADD that was killed half-way may have left a link of this name.
-		return m.retireLink(HostIfName(table.EndpointPod, containerID, ifname))
+		return m.retire(HostIfName(table.EndpointPod, containerID, ifname), key(containerID, ifname))
 	}
 	if err := m.remove(ep); err != nil {
 		return err
@@ -51,23 +51,24 @@ func (m *Manager) Delete(ctx context.Context, containerID, ifname string) (err e
 	return nil
 }
 
-func (m *Manager) retireLink(name string) error {
-	index, err := m.p.Links.ByName(name)
-	if err != nil || index == 0 {
+// retire takes a link out of service and leaves the rest to Run: the link's
+// deletion, and then its programs, which cost two grace periods (20 ms) to take
+// off a link that lives and nothing when it is gone.
+func (m *Manager) retire(name, key string) error {
+	if err := m.p.Links.Retire(name); err != nil {
 		return err
 	}
-	defer m.wake()
-	return errors.Join(m.p.Datapath.DetachEndpoint(name), m.p.Links.Retire(name))
+	m.mu.Lock()
+	m.pins[name] = key
+	m.mu.Unlock()
+	m.wake()
+	return nil
 }
 
 // remove is Delete for an endpoint that exists, under its lock. If a step fails,
 // the others are done nevertheless and the endpoint stays for another attempt.
 func (m *Manager) remove(ep *table.Endpoint) error {
-	err := errors.Join(
-		m.p.Rows.RemoveEndpoint(ep),
-		m.p.Datapath.DetachEndpoint(ep.HostIfName),
-		m.p.Links.Retire(ep.HostIfName),
-	)
+	err := errors.Join(m.p.Rows.RemoveEndpoint(ep), m.retire(ep.HostIfName, key(ep.ContainerID, ep.IfName)))
 	if err != nil {
 		left := *ep
 		left.State = table.EndpointDisconnecting
@@ -84,7 +85,6 @@ func (m *Manager) remove(ep *table.Endpoint) error {
 		// Not the runtime's concern: Restore would find the link gone.
 		m.log.Error("endpoint is deleted, but the state file still has it", "endpoint", ep.ID, "error", err)
 	}
-	m.wake()
 	return nil
 }
 
@@ -165,7 +165,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return nil // what is left stands in the state file
 		case <-m.reap:
 			if !armed {
 				timer.Reset(reapDelay)
@@ -173,7 +173,7 @@ func (m *Manager) Run(ctx context.Context) error {
 			}
 		case <-timer.C:
 			armed = false
-			if err := m.Reap(); err != nil {
+			if err := m.Reap(ctx); err != nil && ctx.Err() == nil {
 				m.log.Error("clearing up after deleted endpoints failed, trying again", "error", err, "after", reapRetry)
 				timer.Reset(reapRetry)
 				armed = true
@@ -185,12 +185,18 @@ func (m *Manager) Run(ctx context.Context) error {
 // Reap does one round of what Run does: deletes the retired links, purges the
 // conntrack entries of retired endpoints, and only then lets their addresses
 // rest and their ids be used again.
-func (m *Manager) Reap() error {
+func (m *Manager) Reap(ctx context.Context) error {
 	m.mu.Lock()
 	batch := slices.Collect(maps.Values(m.retiring))
+	pins := maps.Clone(m.pins)
 	m.mu.Unlock()
 	if err := m.p.Links.DeleteRetired(); err != nil {
 		return err
+	}
+	for name, key := range pins {
+		if err := m.unpin(ctx, name, key); err != nil {
+			return err
+		}
 	}
 	if len(batch) == 0 {
 		return nil
@@ -213,4 +219,35 @@ func (m *Manager) Reap() error {
 		m.log.Error("addresses are free, but the state file does not say so", "error", err)
 	}
 	return nil
+}
+
+// unpin takes the programs off a link that is gone, unless the attachment was
+// made anew meanwhile: the new link has the same name.
+func (m *Manager) unpin(ctx context.Context, name, key string) error {
+	unlock, err := m.locks.lock(ctx, key)
+	if err != nil {
+		return fmt.Errorf("link %s: wait for its attachment: %w", name, err)
+	}
+	defer unlock()
+	if !m.hasLink(name) {
+		if err := m.p.Datapath.DetachEndpoint(name); err != nil {
+			return err
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.pins, name)
+	return nil
+}
+
+// hasLink reports whether a living endpoint has the link.
+func (m *Manager) hasLink(name string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, ep := range m.eps {
+		if ep.HostIfName == name {
+			return true
+		}
+	}
+	return false
 }

@@ -123,7 +123,7 @@ func (m *Manager) adopt(doc *stateDoc, f *found) {
 		m.take(ep, false)
 	}
 	for _, ep := range append(gone, doc.Retiring...) { // all that live are known by now
-		m.clear(ep, f)
+		m.clear(ep)
 	}
 	m.alloc.RestoreResting(doc.Resting)
 }
@@ -150,17 +150,10 @@ func (m *Manager) take(ep *table.Endpoint, alive bool) {
 
 // clear removes what a retiring endpoint may still have. Its link's name may
 // belong to a living successor by now: the same attachment, made anew.
-func (m *Manager) clear(ep *table.Endpoint, f *found) {
+func (m *Manager) clear(ep *table.Endpoint) {
 	errs := []error{m.p.Rows.RemoveEndpoint(ep)}
-	succeeded := false
-	for _, other := range m.List() {
-		succeeded = succeeded || other.HostIfName == ep.HostIfName
-	}
-	if _, there := f.links[ep.HostIfName]; there && !succeeded {
-		errs = append(errs, m.p.Links.Retire(ep.HostIfName))
-	}
-	if !succeeded {
-		errs = append(errs, m.p.Datapath.DetachEndpoint(ep.HostIfName))
+	if !m.hasLink(ep.HostIfName) {
+		errs = append(errs, m.retire(ep.HostIfName, key(ep.ContainerID, ep.IfName)))
 	}
 	if err := errors.Join(errs...); err != nil {
 		m.log.Error("endpoint that is no more left something behind", "endpoint", ep.ID, "name", ep.Name(), "error", err)
@@ -180,7 +173,7 @@ func (m *Manager) clearRows(f *found) {
 		m.log.Info("endpoint map has a row of no endpoint, removing it", "endpoint", id, "ipv4", row.IPv4, "ipv6", row.IPv6)
 		row.Kind, row.ContainerID, row.IfName, row.HostIfName = table.EndpointPod, fmt.Sprintf("unknown-%d", id), "unknown", "unknown"
 		m.take(row, false)
-		m.clear(row, f)
+		m.clear(row)
 	}
 }
 
@@ -195,7 +188,8 @@ func (m *Manager) clearLinks(f *found) {
 			continue
 		}
 		m.log.Info("link belongs to no endpoint, deleting it", "link", name, "alias", k.Alias)
-		if err := errors.Join(m.p.Datapath.DetachEndpoint(name), m.p.Links.Retire(name)); err != nil {
+		ep, _ := parseAlias(k.Alias)
+		if err := m.retire(name, key(ep.ContainerID, ep.IfName)); err != nil {
 			m.log.Error("link that belongs to no endpoint cannot be deleted", "link", name, "error", err)
 		}
 	}
