@@ -276,7 +276,7 @@ func (n *node) want(r result, h reason.Hook, code reason.Code, notes ...reason.C
 		n.t.Errorf("record says %s %s, want %s %s", r.event.Hook, got, h, verdict)
 	}
 	if n.t.Failed() {
-		n.t.Logf("record: %+v", r.event)
+		n.t.Fatalf("record: %+v", r.event)
 	}
 }
 
@@ -314,4 +314,13 @@ func (n *node) quiet(h reason.Hook, dev netlink.Link, data []byte) uint32 {
 	act, err := n.d.Program(h).Run(&ebpf.RunOptions{Data: data, Context: skb{Ifindex: uint32(dev.Attrs().Index)}})
 	n.must(err)
 	return act
+}
+
+// drain throws away the records that quiet left.
+func (n *node) drain() {
+	n.t.Helper()
+	for n.events.AvailableBytes() > 0 {
+		_, err := n.events.Read()
+		n.must(err)
+	}
 }
