@@ -191,6 +191,9 @@ func bindDisks(root string) error {
 		if strings.ContainsAny(f[4], `\`) || strings.HasPrefix(f[4], "/run/") || strings.HasPrefix(f[4], "/dev/") {
 			continue
 		}
+		if st, err := os.Stat(f[4]); err != nil || !st.IsDir() {
+			continue // a container's /etc/hosts and the like
+		}
 		if err := bind(Bind{From: f[4], To: f[4], ReadOnly: true}, root); err != nil {
 			return err
 		}

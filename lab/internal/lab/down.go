@@ -37,9 +37,7 @@ func Down(ctx context.Context, name string, out io.Writer) error {
 		lock.Unlock()
 		return err
 	}
-	err = lock.Remove()
-	_ = os.Remove(state.Root()) // only when it was the last lab
-	return err
+	return errors.Join(lock.Remove(), state.RestoreMachine(ctx))
 }
 
 func fileExists(path string) bool {

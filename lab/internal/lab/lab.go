@@ -4,7 +4,6 @@
 package lab
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -118,52 +116,6 @@ func (l *Lab) cgroup2() (string, error) {
 		}
 	}
 	return "", errors.New("cgroup2: not mounted")
-}
-
-// poll is how often a wait looks.
-const poll = 200 * time.Millisecond
-
-// waitFor looks until ok, and else says what did not come up and shows the
-// end of the log that tells why.
-func waitFor(ctx context.Context, limit time.Duration, what, logFile string, ok func(context.Context) (bool, string)) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	t := time.NewTicker(poll)
-	defer t.Stop()
-	for {
-		done, why := ok(ctx)
-		if done {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			if errors.Is(ctx.Err(), context.Canceled) {
-				return fmt.Errorf("interrupted while waiting for %s", what)
-			}
-			return fmt.Errorf("%s: not up within %s: %s%s", what, limit, why, tail(logFile))
-		case <-t.C:
-		}
-	}
-}
-
-const tailBytes = 3000
-
-// tail is the end of a log, introduced by its name.
-func tail(path string) string {
-	if path == "" {
-		return ""
-	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return fmt.Sprintf("\n(no log: %v)", err)
-	}
-	if len(b) > tailBytes {
-		b = b[len(b)-tailBytes:]
-		if i := bytes.IndexByte(b, '\n'); i >= 0 {
-			b = b[i+1:]
-		}
-	}
-	return fmt.Sprintf("\n--- the end of %s\n%s", path, strings.TrimSpace(string(b)))
 }
 
 // inHost runs a command inside a host that has a PID 1.

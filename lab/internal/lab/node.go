@@ -135,7 +135,7 @@ func (l *Lab) joinNodes(ctx context.Context, nodes []plan.Host) error {
 			}
 			k, ok := all[n.Name]
 			if !ok {
-				return false, "kubelet has not registered it"
+				return false, "kubelet has not registered it" + l.trouble(n.Name)
 			}
 			return len(k.Spec.PodCIDRs) == 2, fmt.Sprintf("registered with pod ranges %v, want one of each family", k.Spec.PodCIDRs)
 		})
@@ -157,6 +157,17 @@ func (l *Lab) joinNodes(ctx context.Context, nodes []plan.Host) error {
 	}
 	l.report.line("nodes are ready")
 	return nil
+}
+
+// trouble tells of programs of a host that do not stay up.
+func (l *Lab) trouble(hostName string) string {
+	var b strings.Builder
+	for _, p := range programs(l.hostDir(hostName)) {
+		if p.Starts > 2 {
+			fmt.Fprintf(&b, "; %s was started %d times, the last ended with %s", p.Name, p.Starts, p.LastExit)
+		}
+	}
+	return b.String()
 }
 
 func (l *Lab) configurePtp(ctx context.Context, client *kube.Client, n plan.Host) error {

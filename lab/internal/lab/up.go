@@ -64,6 +64,9 @@ func Up(ctx context.Context, o plan.Options, u UpOptions) error {
 		return err
 	}
 	defer lock.Unlock()
+	if err := state.PrepareMachine(ctx); err != nil {
+		return err
+	}
 	if dir.Exists() {
 		if !u.Replace {
 			return fmt.Errorf("lab %s exists: run `weft-lab down --name %s` first, or up with --replace", o.Name, o.Name)
@@ -270,7 +273,7 @@ func (l *Lab) answers(ctx context.Context, hostName string, c *kube.Client, path
 		if _, perr := host.InitPid(l.hostDir(hostName)); perr != nil {
 			return false, perr.Error()
 		}
-		return false, err.Error()
+		return false, err.Error() + l.trouble(hostName)
 	}
 	return true, ""
 }
