@@ -382,8 +382,11 @@ func TestDaemonSet(t *testing.T) {
 	}
 	c := pod.Spec.Containers[0]
 	sc := c.SecurityContext
-	if sc.Privileged != nil || !*sc.ReadOnlyRootFilesystem || len(sc.Capabilities.Add) == 0 || slices.Contains(sc.Capabilities.Add, "ALL") {
+	if sc.Privileged != nil || !*sc.ReadOnlyRootFilesystem || !slices.Equal(sc.Capabilities.Drop, []corev1.Capability{"ALL"}) {
 		t.Errorf("agent's security context: %+v", sc)
+	}
+	if want := []corev1.Capability{"NET_ADMIN", "NET_RAW", "SYS_ADMIN"}; !slices.Equal(sc.Capabilities.Add, want) {
+		t.Errorf("capabilities %v, want %v: fewer do not suffice, more are not needed", sc.Capabilities.Add, want)
 	}
 	if c.Resources.Limits.Memory().IsZero() {
 		t.Error("no memory limit")
