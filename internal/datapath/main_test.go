@@ -3,6 +3,7 @@
 package datapath_test
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"syscall"
 	"testing"
 
@@ -25,24 +27,34 @@ const inside = "WEFT_TEST_INSIDE"
 
 // TestMain runs the tests in a new mount and network namespace, so that
 // nothing they make outlives them, however they end. Not root: every test that
-// needs the kernel skips.
+// needs the kernel skips. Workers of a fuzz test get a namespace each.
 func TestMain(m *testing.M) {
-	if os.Geteuid() != 0 || os.Getenv(inside) != "" {
-		if os.Getenv(inside) != "" {
-			if err := prepare(); err != nil {
-				fmt.Fprintln(os.Stderr, "prepare namespace:", err)
-				os.Exit(1)
-			}
+	role := "tests"
+	var files []*os.File
+	if slices.Contains(os.Args[1:], "-test.fuzzworker") {
+		role = "worker"
+		for fd := range 3 { // what the coordinator talks through
+			files = append(files, os.NewFile(uintptr(3+fd), "fuzz"))
+		}
+	}
+	if os.Geteuid() != 0 {
+		os.Exit(m.Run())
+	}
+	if os.Getenv(inside) == role {
+		if err := prepare(); err != nil {
+			fmt.Fprintln(os.Stderr, "prepare namespace:", err)
+			os.Exit(1)
 		}
 		os.Exit(m.Run())
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), inside+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.Env = append(os.Environ(), inside+"="+role)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = os.Stdin, os.Stdout, os.Stderr, files
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 	runtime.LockOSThread() // Pdeathsig follows the thread
 	err := cmd.Run()
-	if ee, ok := err.(*exec.ExitError); ok {
+	var ee *exec.ExitError
+	if errors.As(err, &ee) {
 		os.Exit(ee.ExitCode())
 	}
 	if err != nil {
