@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps_test
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/weft-net/weft/internal/datapath/maps"
+	"github.com/weft-net/weft/internal/datapath/object"
+	"github.com/weft-net/weft/internal/table"
+)
+
+var sizes = maps.Sizes{CT: 1024, CTNew: 1024, Fragments: 64, IPCache: 4, Networks: 4, Events: 4096}
+
+func newSet(t *testing.T) *maps.Set {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes BPF maps")
+	}
+	spec, err := object.LoadDatapath()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, n := range sizes.Entries() {
+		spec.Maps[name].MaxEntries = uint32(n)
+	}
+	raw := map[string]*ebpf.Map{}
+	for _, name := range maps.Names() {
+		if raw[name], err = ebpf.NewMap(spec.Maps[name]); err != nil {
+			t.Fatalf("map %s: %v", name, err)
+		}
+	}
+	s, err := maps.NewSet(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+var compare = cmp.Options{cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.EquateEmpty()}
+
+func row(id uint16, ifindex int) maps.EndpointRow {
+	return maps.EndpointRow{
+		ID: id, IfIndex: ifindex, MAC: "02:00:00:00:00:0a", HostMAC: "02:00:00:00:00:0b", MTU: 1500, Generation: 3,
+		IPv4: netip.MustParseAddr("10.1.0.5"), IPv6: netip.MustParseAddr("fd00::5"), Identity: 300, Revision: 2,
+	}
+}
+
+// TestEndpoints guards against rows that change on their way through the
+// kernel, and against a device that leads to an endpoint that is gone.
+func TestEndpoints(t *testing.T) {
+	s := newSet(t)
+	first, second := row(1, 10), row(4095, 20)
+	second.IPv4 = netip.Addr{}
+	must(t, s.Endpoints.Upsert(second))
+	must(t, s.Endpoints.Upsert(first))
+	want := func(rows []maps.EndpointRow, devices map[int]uint16) {
+		t.Helper()
+		got, err := s.Endpoints.List()
+		must(t, err)
+		if d := cmp.Diff(rows, got, compare); d != "" {
+			t.Errorf("rows (-want +got):\n%s", d)
+		}
+		dev, err := s.Endpoints.Devices()
+		must(t, err)
+		if d := cmp.Diff(devices, dev, compare); d != "" {
+			t.Errorf("devices (-want +got):\n%s", d)
+		}
+	}
+	want([]maps.EndpointRow{first, second}, map[int]uint16{10: 1, 20: 4095})
+	first.IfIndex = 30 // a new device
+	must(t, s.Endpoints.Upsert(first))
+	want([]maps.EndpointRow{first, second}, map[int]uint16{30: 1, 20: 4095})
+	// The index of a deleted device is given to another endpoint's before the row goes.
+	third := row(7, 30)
+	must(t, s.Endpoints.Upsert(third))
+	must(t, s.Endpoints.Delete(1))
+	want([]maps.EndpointRow{third, second}, map[int]uint16{30: 7, 20: 4095})
+	must(t, s.Endpoints.Delete(7))
+	must(t, s.Endpoints.Delete(7))
+	must(t, s.Endpoints.Delete(4095))
+	want(nil, nil)
+}
+
+// TestEndpointRefused guards against rows that the programs would misread.
+func TestEndpointRefused(t *testing.T) {
+	s := newSet(t)
+	for want, change := range map[string]func(*maps.EndpointRow){
+		"id must be":       func(r *maps.EndpointRow) { r.ID = 0 },
+		"1 to 4095":        func(r *maps.EndpointRow) { r.ID = maps.MaxEndpoints },
+		"generation":       func(r *maps.EndpointRow) { r.Generation = 0 },
+		"interface index":  func(r *maps.EndpointRow) { r.IfIndex = 0 },
+		"MTU 0":            func(r *maps.EndpointRow) { r.MTU = 0 },
+		`MAC "x"`:          func(r *maps.EndpointRow) { r.MAC = "x" },
+		"host MAC \"02:00": func(r *maps.EndpointRow) { r.HostMAC = "02:00:00:00:00:00:00:00" },
+	} {
+		r := row(1, 10)
+		change(&r)
+		if err := s.Endpoints.Upsert(r); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v does not say %q", err, want)
+		}
+	}
+	if rows, err := s.Endpoints.List(); err != nil || len(rows) != 0 {
+		t.Errorf("rows after refusals: %v %v", rows, err)
+	}
+}
+
+// TestIPCache guards against rows that change on their way through the kernel,
+// and against a full map taking others down with it.
+func TestIPCache(t *testing.T) {
+	s := newSet(t)
+	want := []maps.IPCacheRow{
+		{Prefix: netip.MustParsePrefix("10.1.0.5/32"), Identity: 5, Kind: table.KindLocalPod, EndpointID: 9},
+		{Prefix: netip.MustParsePrefix("10.2.0.0/24"), Identity: 5, Kind: table.KindRemotePod},
+		{Prefix: netip.MustParsePrefix("10.9.0.1/32"), Identity: 1, Kind: table.KindHost},
+		{Prefix: netip.MustParsePrefix("fd00::/64"), Identity: 5, Kind: table.KindRemotePod},
+		{Prefix: netip.MustParsePrefix("fd00::5/128"), Identity: 5, Kind: table.KindLocalPod, EndpointID: 9},
+	}
+	for i := range want {
+		must(t, s.IPCache.Upsert(want[len(want)-1-i]))
+	}
+	check := func() {
+		t.Helper()
+		got, err := s.IPCache.List()
+		must(t, err)
+		if d := cmp.Diff(want, got, compare); d != "" {
+			t.Errorf("rows (-want +got):\n%s", d)
+		}
+	}
+	check()
+	unmasked := want[1]
+	unmasked.Prefix = netip.MustParsePrefix("10.2.0.77/24")
+	must(t, s.IPCache.Upsert(unmasked))
+	check()
+	n := 0
+	for ; ; n++ {
+		r := maps.IPCacheRow{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 3, 0, byte(n)}), 32), Identity: 5}
+		if err := s.IPCache.Upsert(r); err != nil {
+			if !errors.Is(err, maps.ErrFull) || !strings.Contains(err.Error(), "enlarge") {
+				t.Errorf("error of a full map: %v", err)
+			}
+			break
+		}
+		if n > 1000 {
+			t.Fatal("a map of 4 entries took 1000")
+		}
+	}
+	must(t, s.IPCache.Upsert(want[0])) // what is there can be changed
+	for i := range n {
+		must(t, s.IPCache.Delete(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 3, 0, byte(i)}), 32)))
+	}
+	check()
+	for _, r := range want {
+		must(t, s.IPCache.Delete(r.Prefix))
+		must(t, s.IPCache.Delete(r.Prefix))
+	}
+	want = nil
+	check()
+	if err := s.IPCache.Upsert(maps.IPCacheRow{}); err == nil {
+		t.Error("took a row without a prefix")
+	}
+}
+
+// TestConfig guards against settings that come out of the map as others.
+func TestConfig(t *testing.T) {
+	s := newSet(t)
+	for _, want := range []maps.Config{maps.DefaultConfig(), {
+		Trace: maps.TraceAll, EventRate: 7, ICMPRate: 9, NodeIPv4: netip.MustParseAddr("10.9.0.1"), NodeIPv6: netip.MustParseAddr("fd00::1"),
+		Timeouts: maps.Timeouts{Established: time.Hour, SYN: time.Minute, Closing: 5 * time.Second, Answered: 20 * time.Second,
+			AnsweredStack: 30 * time.Second, Unanswered: 40 * time.Second, Fragment: 50 * time.Second},
+	}} {
+		must(t, s.Config.Set(want))
+		got, err := s.Config.Get()
+		must(t, err)
+		near := cmp.Comparer(func(a, b time.Duration) bool { return (a - b).Abs() < 1100*time.Millisecond })
+		if d := cmp.Diff(want, got, compare, near); d != "" {
+			t.Errorf("config (-want +got):\n%s", d)
+		}
+	}
+	must(t, s.Config.Set(maps.Config{}))
+	if got, err := s.Config.Get(); err != nil || got.Timeouts.Established < 2*time.Hour || got.EventRate == 0 {
+		t.Errorf("zero config: %+v %v", got, err)
+	}
+}
+
+// putCT writes connections of one address, half of them expired.
+func putCT(t *testing.T, s *maps.Set, mapName string, count int) {
+	t.Helper()
+	for i := range count {
+		v := object.DatapathWeftCt{Expires: uint32(i%2) * (1 << 31)}
+		k := object.DatapathWeftCt4Key{Addr: [2]uint32{0x0500010a, uint32(i + 1)}, Proto: 6} // 10.1.0.5
+		must(t, s.Raw(mapName).Put(k, v))
+	}
+}
+
+// TestSweep guards against collecting connections that live, and against one
+// call running for ever.
+func TestSweep(t *testing.T) {
+	s := newSet(t)
+	putCT(t, s, "weft_ct4", 400)
+	putCT(t, s, "weft_ctn4", 100)
+	if n, err := s.CT.Sweep(30); err != nil || n != 30 {
+		t.Errorf("bounded sweep: %d %v, want 30", n, err)
+	}
+	if n, err := s.CT.Sweep(0); err != nil || n != 220 {
+		t.Errorf("sweep: %d %v, want 220", n, err)
+	}
+	rows, err := s.CT.List(0)
+	must(t, err)
+	if len(rows) != 250 {
+		t.Errorf("%d connections left, want 250", len(rows))
+	}
+	if rows, err := s.CT.List(7); err != nil || len(rows) != 7 {
+		t.Errorf("bounded list: %d %v", len(rows), err)
+	}
+}
+
+// TestPurge guards against a new pod finding connections of the last one that
+// had its address (DATAPATH rule 6), and against purging others'.
+func TestPurge(t *testing.T) {
+	s := newSet(t)
+	putCT(t, s, "weft_ct4", 100)
+	putCT(t, s, "weft_ctn4", 50)
+	other := object.DatapathWeftCt4Key{Addr: [2]uint32{1, 2}, Proto: 6}
+	must(t, s.Raw("weft_ct4").Put(other, object.DatapathWeftCt{}))
+	six := object.DatapathWeftCt6Key{Addr: [2]object.DatapathV6addr{{W: [4]uint32{1}}, {W: [4]uint32{0x000000fd, 0, 0, 0x05000000}}}}
+	must(t, s.Raw("weft_ct6").Put(six, object.DatapathWeftCt{}))
+	if n, err := s.CT.PurgeAddrs(netip.MustParseAddr("10.1.0.6"), netip.Addr{}); err != nil || n != 0 {
+		t.Errorf("purged %d connections of another: %v", n, err)
+	}
+	if n, err := s.CT.PurgeAddrs(netip.MustParseAddr("10.1.0.5"), netip.MustParseAddr("fd00::5")); err != nil || n != 151 {
+		t.Errorf("purged %d, want 151: %v", n, err)
+	}
+	if n, err := s.CT.Flush(); err != nil || n != 1 {
+		t.Errorf("%d connections were left, want 1: %v", n, err)
+	}
+}
+
+// TestMemory guards against maps whose cost nobody sees.
+func TestMemory(t *testing.T) {
+	s := newSet(t)
+	rows, err := s.Memory()
+	must(t, err)
+	if len(rows) != len(maps.Names()) {
+		t.Errorf("%d of %d maps", len(rows), len(maps.Names()))
+	}
+	for _, r := range rows {
+		if r.Name == "weft_ct4" && (r.Bytes < 1024*64 || r.Capacity != 1024) {
+			t.Errorf("row %+v", r)
+		}
+		if len(r.TableRow()) != len(r.TableHeader()) {
+			t.Errorf("row %v under header %v", r.TableRow(), r.TableHeader())
+		}
+	}
+}
+
+// TestRender guards against tables whose columns do not match their headers.
+func TestRender(t *testing.T) {
+	for _, r := range []interface {
+		TableHeader() []string
+		TableRow() []string
+	}{
+		row(1, 2), maps.IPCacheRow{EndpointID: 1}, maps.MetricRow{},
+		maps.CTRow{Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2")},
+	} {
+		if len(r.TableRow()) != len(r.TableHeader()) {
+			t.Errorf("row %v under header %v", r.TableRow(), r.TableHeader())
+		}
+	}
+}
+
+// TestConstantsEqualC guards against Go and C meaning different things by a number.
+func TestConstantsEqualC(t *testing.T) {
+	src, err := os.ReadFile("../../../bpf/lib/types.h")
+	must(t, err)
+	for name, want := range map[string]int{
+		"KIND_HOST": int(table.KindHost), "KIND_NODE": int(table.KindNode), "KIND_LOCAL_POD": int(table.KindLocalPod),
+		"KIND_REMOTE_POD": int(table.KindRemotePod), "IDENTITY_HOST": int(table.IdentityHost), "IDENTITY_WORLD": int(table.IdentityWorld),
+		"MAX_ENDPOINTS": maps.MaxEndpoints, "TRACE_NEW": int(maps.TraceNew), "TRACE_ALL": int(maps.TraceAll),
+	} {
+		m := regexp.MustCompile(`\b` + name + `(?: =)? (\d+)`).FindSubmatch(src)
+		if m == nil {
+			t.Errorf("types.h lacks %s", name)
+			continue
+		}
+		if got, _ := strconv.Atoi(string(m[1])); got != want {
+			t.Errorf("%s is %d in C, %d in Go", name, got, want)
+		}
+	}
+}
