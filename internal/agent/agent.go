@@ -356,16 +356,16 @@ func (a *Agent) serve(ctx context.Context, g *errgroup.Group) error {
 	return nil
 }
 
-// awaitCNI returns once the CNI socket accepts.
+// awaitCNI returns once the CNI server answers.
 func (a *Agent) awaitCNI(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, cniStart)
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		c, err := (&net.Dialer{}).DialContext(ctx, "unix", a.opts.Paths.cniSocket())
+		err := askStatus(ctx, a.opts.Paths.cniSocket())
 		if err == nil {
-			return c.Close()
+			return nil
 		}
 		select {
 		case <-ctx.Done():
@@ -373,6 +373,24 @@ func (a *Agent) awaitCNI(ctx context.Context) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// askStatus has the CNI server answer a STATUS, whatever it says.
+func askStatus(ctx context.Context, socket string) error {
+	c, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if d, ok := ctx.Deadline(); ok {
+		if err := c.SetDeadline(d); err != nil {
+			return err
+		}
+	}
+	if err := cni.WriteMessage(c, cni.Request{Command: "STATUS"}); err != nil {
+		return err
+	}
+	return cni.ReadMessage(c, &cni.Response{})
 }
 
 // background starts everything that nobody waits for.

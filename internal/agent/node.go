@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cilium/statedb"
 	"github.com/weft-net/weft/internal/datapath/link"
 	"github.com/weft-net/weft/internal/endpoint"
 	"github.com/weft-net/weft/internal/k8s"
@@ -246,17 +247,16 @@ func (a *Agent) checkCilium(ctx context.Context) error {
 // publishEndpoints starts once it is known what the API server holds: the
 // writer spares calls for what is there already.
 func (a *Agent) publishEndpoints(ctx context.Context) error {
-	for {
-		ok, ch := a.t.pods.Initialized(a.t.db.ReadTxn())
-		if ok {
-			return a.endpointLoop.Run(ctx)
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ch:
+	for _, t := range []statedb.TableMeta{a.t.pods, a.t.nodes} {
+		if ok, ch := t.Initialized(a.t.db.ReadTxn()); !ok {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-ch:
+			}
 		}
 	}
+	return a.endpointLoop.Run(ctx)
 }
 
 // markReady takes the taint off and sets the condition, whenever either is not

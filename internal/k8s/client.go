@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"time"
@@ -57,6 +58,7 @@ type Config struct {
 type Client struct {
 	node   string
 	log    *slog.Logger
+	http   *http.Client
 	core   *rest.RESTClient
 	cilium *rest.RESTClient
 	params runtime.ParameterCodec
@@ -109,7 +111,7 @@ func NewClient(cfg Config) (*Client, error) {
 		return nil, fmt.Errorf("kubernetes API %s: %w", server, err)
 	}
 	return &Client{
-		node: cfg.NodeName, log: cfg.Log, core: core, cilium: cilium,
+		node: cfg.NodeName, log: cfg.Log, http: httpClient, core: core, cilium: cilium,
 		params: runtime.NewParameterCodec(scheme), conn: newConnection(server),
 	}, nil
 }
@@ -119,6 +121,9 @@ func newScheme() (*runtime.Scheme, error) {
 	metav1.AddToGroupVersion(scheme, schema.GroupVersion{Version: "v1"})
 	return scheme, errors.Join(corev1.AddToScheme(scheme), ciliumv2.AddToScheme(scheme))
 }
+
+// Close drops idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // Connection tells how calls went lately.
 func (c *Client) Connection() Connection { return c.conn.state() }
