@@ -21,7 +21,8 @@ export CGO_ENABLED ?= 0
 export GOFLAGS ?= -buildvcs=false
 export PATH := $(CURDIR)/$(BIN):$(CURDIR)/$(TOOLS):$(PATH)
 
-GO_LDFLAGS := -s -w -X main.version=$(VERSION)
+# Without a build id the same sources give the same bytes.
+GO_LDFLAGS := -s -w -buildid= -X main.version=$(VERSION)
 HELM_VERSION := v3.22.0
 # Helm learns from its build which Kubernetes it renders for when nobody tells it.
 HELM_LDFLAGS := -s -w -X helm.sh/helm/v3/internal/version.version=$(HELM_VERSION) \
@@ -46,8 +47,8 @@ generate: $(TOOLS)/controller-gen ## BPF objects, deep copies, custom resource d
 		crd paths=./api/cilium.io/v2 output:crd:dir=install/helm/weft/crds
 
 .PHONY: image
-image: ## Container image as build/image/weft.tar
-	go run ./install/image -name $(IMAGE) -version $(VERSION) -out build/image/weft.tar -cache build/image/debs
+image: build ## Container image as build/image/weft.tar
+	go run ./install/image -name $(IMAGE) -version $(VERSION) -programs $(BIN) -out build/image/weft.tar -cache build/image/debs
 
 .PHONY: deps
 deps: ## Debian packages that build and tests need (as root)
@@ -99,7 +100,7 @@ race: $(TOOLS)/gotestsum $(TOOLS)/helm ## Unit tests under the race detector (ne
 	CGO_ENABLED=1 gotestsum --format pkgname-and-test-fails --hide-summary skipped --jsonfile build/test/race.json -- -race $(GOTESTFLAGS) ./...
 
 .PHONY: e2e
-e2e: build image $(TOOLS)/gotestsum $(TOOLS)/helm ## End-to-end tests in a lab of their own
+e2e: image $(TOOLS)/gotestsum $(TOOLS)/helm ## End-to-end tests in a lab of their own
 	test/e2e.sh
 
 .PHONY: test
@@ -111,7 +112,7 @@ test-full: ## Everything there is: test, race, fuzz, upstream conformance, bench
 	test/ci.sh full
 
 .PHONY: test-e2e-upstream
-test-e2e-upstream: build image $(TOOLS)/helm ## Kubernetes' own [sig-network] [Conformance] tests, kube-proxy in both modes
+test-e2e-upstream: image $(TOOLS)/helm ## Kubernetes' own [sig-network] [Conformance] tests, kube-proxy in both modes
 	test/upstream.sh
 
 .PHONY: bench-cni

@@ -22,10 +22,9 @@ up() {
 	local nodes=$1
 	make deps
 	make build/tools/helm
-	test/step.sh "programs" make build
+	test/step.sh "programs and image" make image
 	echo "Kubernetes is compiled from source the first time: about 8 minutes on 2 cores."
 	test/step.sh "Kubernetes" build/bin/weft-lab build
-	test/step.sh "image" make image
 	if build/bin/weft-lab list | grep -qx "$name"; then
 		echo "==> lab $name runs already: it is kept, and Weft in it is brought up to date"
 	else

@@ -24,6 +24,7 @@ type options struct {
 	version string // of the programs, as `weft version` shows it
 	out     string // the archive
 	source  string // root of the repository
+	bin     string // programs compiled already; empty: compile them
 	cache   string // of Debian's packages
 }
 
@@ -33,6 +34,7 @@ func main() {
 	flag.StringVar(&o.version, "version", "dev", "version of the programs")
 	flag.StringVar(&o.out, "out", "build/image/weft.tar", "archive to write")
 	flag.StringVar(&o.source, "source", ".", "root of the repository")
+	flag.StringVar(&o.bin, "programs", "", "folder of compiled programs; without it they are compiled")
 	flag.StringVar(&o.cache, "cache", "build/image/debs", "folder that keeps Debian's packages")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -10,14 +10,17 @@ import (
 	"path/filepath"
 )
 
-// addPrograms compiles Weft's programs and puts them under /usr/bin.
+// addPrograms puts Weft's programs under /usr/bin, compiled here or before.
 func addPrograms(ctx context.Context, t *tree, o options, dir string) error {
 	for _, name := range []string{"weft-agent", "weft", "weft-cni"} {
-		out := filepath.Join(dir, name)
-		if err := compile(ctx, o, "./cmd/"+name, out); err != nil {
-			return err
+		from := filepath.Join(o.bin, name)
+		if o.bin == "" {
+			from = filepath.Join(dir, name)
+			if err := compile(ctx, o, "./cmd/"+name, from); err != nil {
+				return err
+			}
 		}
-		if err := t.copy("/usr/bin/"+name, out, 0o755); err != nil {
+		if err := t.copy("/usr/bin/"+name, from, 0o755); err != nil {
 			return err
 		}
 	}

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Kubernetes' own [sig-network] [Conformance] tests, against kube-proxy in each
+# mode (KUBE_PROXY="iptables nftables"), each in a lab of its own. Results land in
+# build/upstream, their figures beside them as JSON. Tests that do not run are
+# listed, with why, in test/upstream-skip.txt.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+lab=weft-upstream
+read -r -a modes <<<"${KUBE_PROXY:-iptables nftables}"
+focus='\[sig-network\].*\[Conformance\]'
+skip=$(grep -v '^#' test/upstream-skip.txt | cut -d ' ' -f 1 | paste -sd '|' -)
+
+test/step.sh "Kubernetes and its tests" build/bin/weft-lab build --with-e2e
+trap 'build/bin/weft-lab --name "$lab" down' EXIT
+failed=0
+for mode in "${modes[@]}"; do
+	out=build/upstream/$mode
+	mkdir -p "$out"
+	test/step.sh "lab, kube-proxy $mode" build/bin/weft-lab --name "$lab" up --replace --nodes 3 --cni weft --kube-proxy "$mode"
+	test/step.sh "install" test/install.sh "$lab"
+	if ! test/step.sh "upstream tests, kube-proxy $mode" build/bin/weft-lab --name "$lab" e2e \
+		--focus "$focus" --skip "$skip" --procs 6 --junit "$out"; then
+		failed=$((failed + 1))
+		build/bin/weft-lab --name "$lab" run -- build/bin/weft status --verbose >"$out/status.txt" 2>&1 || true
+		build/bin/weft-lab --name "$lab" kubectl -n kube-system logs -l k8s-app=cilium --prefix --tail=5000 >"$out/agents.log" 2>&1 || true
+	fi
+done
+[ "$failed" -eq 0 ]
