@@ -5,6 +5,8 @@ package datapath_test
 import (
 	"fmt"
 	"net/netip"
+	"os"
+	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -122,7 +124,12 @@ func cells() []cell {
 // handshake and echo.
 func TestMatrix(t *testing.T) {
 	n := newNode(t, datapath.Options{})
+	doc, err := os.ReadFile("../../docs/datapath.md")
+	n.must(err)
 	for _, c := range cells() {
+		if !strings.Contains(string(doc), "| "+c.name+" | ") {
+			t.Errorf("docs/datapath.md lacks a row %q", c.name)
+		}
 		for _, fam := range families {
 			for proto, packets := range map[string]func(a, b netip.AddrPort, reply bool) frame.Packet{
 				"udp": func(a, b netip.AddrPort, _ bool) frame.Packet { return frame.NewUDP(a, b, nil) },

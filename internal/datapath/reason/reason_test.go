@@ -55,6 +55,24 @@ func TestExplained(t *testing.T) {
 	}
 }
 
+// TestDocumented guards against counters and drops that docs/datapath.md does
+// not explain, or explains otherwise.
+func TestDocumented(t *testing.T) {
+	doc, err := os.ReadFile("../../../docs/datapath.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range reason.All() {
+		want := "| `" + i.Name + "` | "
+		if i.Code.Class() == reason.ClassDrop {
+			want += i.Meaning + " | " + i.Remedy + " |"
+		}
+		if !strings.Contains(string(doc), want) {
+			t.Errorf("docs/datapath.md lacks the line %q", want)
+		}
+	}
+}
+
 // TestHooksEqualHeader guards against counters shown under another hook.
 func TestHooksEqualHeader(t *testing.T) {
 	src, err := os.ReadFile("../../../bpf/lib/reasons.h")
