@@ -169,8 +169,7 @@ func (f *fleet) askOne(ctx context.Context, ag agent, args []string) reply {
 	stderr := &boundedBuffer{limit: 64 << 10}
 	err := f.exec(ctx, ag, args, nil, stdout, stderr)
 	r.body = stdout.Bytes()
-	var exit *kube.ExitError
-	if errors.As(err, &exit) {
+	if _, ended := errors.AsType[*kube.ExitError](err); ended {
 		// What the command printed about itself says more than its code.
 		if msg := lastLine(stderr.String()); msg != "" {
 			err = fmt.Errorf("%s", strings.TrimPrefix(msg, "Error: "))

@@ -165,7 +165,7 @@ func (a *app) root(name string) *cobra.Command {
 	f.DurationVar(&a.opts.nodeTimeout, "node-timeout", 15*time.Second, "how long one node may take to answer")
 	f.BoolVar(&a.opts.local, "local", false, "ask this node only")
 	_ = f.MarkHidden("local") // how the CLI calls itself inside an agent's container
-	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+	root.PersistentPreRunE = func(*cobra.Command, []string) error {
 		switch a.opts.output {
 		case "table", "json", "yaml":
 			return nil

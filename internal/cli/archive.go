@@ -57,24 +57,22 @@ func (a *archive) add(name string, content []byte, err error) {
 	if err != nil {
 		it.Error = redactText(err.Error())
 	}
+	empty := len(content) == 0 && err != nil // nothing to store
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if room := maxArchive - a.total; len(content) > room {
 		content, it.Truncated = content[:max(room, 0)], true
 	}
 	it.Bytes = len(content)
-	if len(content) > 0 || err == nil {
-		if werr := a.write(name, content); werr != nil {
-			a.failed = errors.Join(a.failed, werr)
+	if !empty {
+		if a.failed == nil {
+			a.failed = a.write(name, content)
 		}
 	}
 	a.manifest = append(a.manifest, it)
 }
 
 func (a *archive) write(name string, content []byte) error {
-	if a.failed != nil {
-		return nil // said already
-	}
 	h := &tar.Header{Name: name, Mode: 0o600, Size: int64(len(content)), ModTime: a.now()}
 	if err := a.tw.WriteHeader(h); err != nil {
 		return fmt.Errorf("archive %s: %w", name, err)
@@ -145,7 +143,7 @@ func (a *archive) close() (incomplete int, err error) {
 		}
 	}
 	b, err := json.MarshalIndent(a.manifest, "", "  ")
-	if err == nil {
+	if err == nil && a.failed == nil {
 		err = a.write(manifestName, append(b, '\n'))
 	}
 	return incomplete, errors.Join(a.failed, err, a.tw.Close(), a.gz.Close())

@@ -53,7 +53,7 @@ func (a *app) connectivityCommand() *cobra.Command {
 	fl.StringSliceVar(&f.cells, "cells", nil, "only these: patterns on the path (pod-to-pod-*) or on path/family/protocol/size (*/IPv6/UDP/64KB)")
 	fl.StringSliceVar(&f.families, "family", nil, "only these: ipv4, ipv6")
 	fl.StringVar(&f.junit, "junit", "", "also write a JUnit report to this file")
-	fl.DurationVar(&f.opts.CellTimeout, "cell-timeout", 3*time.Second, "how long one exchange may take")
+	fl.DurationVar(&f.opts.CellTimeout, "cell-timeout", 5*time.Second, "how long one exchange may take")
 	fl.IntVar(&f.opts.Retries, "retries", 0, "try a failed exchange so many times more")
 	fl.DurationVar(&f.opts.Timeout, "timeout", 5*time.Minute, "how long the whole test may take, without its clean-up")
 	fl.Uint16Var(&f.opts.Port, "port", connectivity.DefaultPort, "port of the echo servers, in pods and on the nodes' addresses")

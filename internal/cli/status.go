@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -219,7 +220,7 @@ func (r *report) lines() []string {
 				names = append(names, c.Name)
 			}
 			l := line(c, r.nodeName(n))
-			if !contains(seen[c.Name], l) {
+			if !slices.Contains(seen[c.Name], l) {
 				seen[c.Name] = append(seen[c.Name], l)
 			}
 		}
@@ -241,15 +242,6 @@ func (r *report) nodeName(n nodeStatus) string {
 		return ""
 	}
 	return n.Node
-}
-
-func contains(ss []string, s string) bool {
-	for _, x := range ss {
-		if x == s {
-			return true
-		}
-	}
-	return false
 }
 
 func line(c rpc.Component, node string) string {

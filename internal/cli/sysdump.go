@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -125,7 +126,7 @@ func (f *fleet) collect(ctx context.Context, ar *archive) error {
 
 func (f *fleet) collectLogs(ctx context.Context, ar *archive, dir string, ag agent) {
 	for name, previous := range map[string]string{"agent.log": "false", "agent-previous.log": "true"} {
-		q := url.Values{"container": {agentContainer}, "previous": {previous}, "tailLines": {"20000"}, "limitBytes": {fmt.Sprint(maxItem)}}
+		q := url.Values{"container": {agentContainer}, "previous": {previous}, "tailLines": {"20000"}, "limitBytes": {strconv.Itoa(maxItem)}}
 		b, err := f.api.Raw(ctx, "/api/v1/namespaces/"+f.app.opts.namespace+"/pods/"+ag.pod+"/log?"+q.Encode(), maxItem)
 		if err != nil && previous == "true" {
 			continue // the agent has not been restarted

@@ -50,7 +50,7 @@ const (
 	cleanLimit   = 45 * time.Second
 	waitServices = 10 * time.Second
 	staleAfter   = 15 * time.Minute // a namespace left by a run that was killed
-	concurrency  = 16               // cells at a time on each probe
+	concurrency  = 24               // cells at a time on each probe
 	parallelExec = 32
 )
 
@@ -313,10 +313,9 @@ func (r *runner) waitProbes(ctx context.Context) error {
 	var last error
 	err := poll(ctx, func() (bool, error) {
 		var pods corev1.PodList
-		if last = r.api.Get(ctx, "/api/v1/namespaces/"+Namespace+"/pods?"+q.Encode(), &pods); last != nil {
-			return false, nil // the API server may be back before the limit
-		}
-		return r.placePods(pods.Items), nil
+		last = r.api.Get(ctx, "/api/v1/namespaces/"+Namespace+"/pods?"+q.Encode(), &pods)
+		// An API server that is away may be back before the limit.
+		return last == nil && r.placePods(pods.Items), nil
 	})
 	if err != nil && last != nil {
 		return last

@@ -42,7 +42,7 @@ func (l *liveCluster) Get(_ context.Context, path string, out any) error {
 	path, _, _ = strings.Cut(path, "?")
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	text := ""
+	var text string
 	switch path {
 	case "/api/v1/nodes":
 		text = `{"items":[

@@ -37,15 +37,13 @@ func echoTCP(ctx context.Context, c *Cell, t Token, sent []byte) error {
 	}
 	head := binary.BigEndian.AppendUint32(append([]byte{}, t[:]...), uint32(len(sent)))
 	written := make(chan error, 1)
-	go func() { // ends with the connection at the latest
+	go func() { // ends with the connection, which is closed on return
 		_, err := conn.Write(append(head, sent...))
 		written <- err
 	}()
 	got := make([]byte, len(sent))
 	n, err := io.ReadFull(conn, got)
 	if err != nil {
-		_ = conn.Close() // ends the writer
-		<-written
 		return at(fmt.Sprintf("echo stopped after %d of %d bytes", n, len(sent)), reason(err))
 	}
 	if err := <-written; err != nil {

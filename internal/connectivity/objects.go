@@ -4,6 +4,7 @@ package connectivity
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"strconv"
 
@@ -47,9 +48,7 @@ const (
 
 func (r *runner) meta(name string, extra map[string]string) metav1.ObjectMeta {
 	labels := map[string]string{labelPartOf: partOf, labelRun: r.id}
-	for k, v := range extra {
-		labels[k] = v
-	}
+	maps.Copy(labels, extra)
 	return metav1.ObjectMeta{Name: name, Labels: labels}
 }
 

@@ -149,7 +149,8 @@ func (p *planner) toNode(n *Node) target {
 
 func (p *planner) toSelf(n *Node) target {
 	self := n.podParty(n.A)
-	return target{party: Party{Kind: KindService, Node: n.Name, Name: n.Hairpin.Name}, port: n.Hairpin.Port,
+	return target{
+		party: Party{Kind: KindService, Node: n.Name, Name: n.Hairpin.Name}, port: n.Hairpin.Port,
 		at: func(f Family) (netip.Addr, string, string) {
 			if _, skip, fail := p.toPod(n, n.A).at(f); skip != "" || fail != "" {
 				return netip.Addr{}, skip, fail
@@ -162,7 +163,8 @@ func (p *planner) toSelf(n *Node) target {
 				return a, fmt.Sprintf("the cluster gives Services no %s address (asked for %s)", f, self.Name), ""
 			}
 			return a, "", ""
-		}}
+		},
+	}
 }
 
 // pairs adds all families, protocols and sizes of one pair.

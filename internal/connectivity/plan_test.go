@@ -5,6 +5,7 @@ package connectivity_test
 import (
 	"bytes"
 	"encoding/xml"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -259,7 +260,7 @@ func TestJUnit(t *testing.T) {
 	counts := map[string]int{}
 	for dec := xml.NewDecoder(&b); ; {
 		tok, err := dec.Token()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 )
@@ -41,7 +42,7 @@ type Result struct {
 }
 
 // Probe runs the plan's cells and calls emit with each result, from one
-// goroutine at a time, in the order in which they end.
+// goroutine at a time, in the order in which they end; 64 KB come last.
 func Probe(ctx context.Context, plan *ProbePlan, emit func(Result) error) error {
 	token, err := ParseToken(plan.Token)
 	if err != nil {
@@ -49,20 +50,42 @@ func Probe(ctx context.Context, plan *ProbePlan, emit func(Result) error) error 
 	}
 	p := &prober{plan: plan, token: token, large: make(chan struct{}, largeParallel)}
 	p.wait(ctx)
+	small, large := phases(plan.Cells)
+	return errors.Join(p.runAll(ctx, small, emit), p.runAll(ctx, large, emit), ctx.Err())
+}
+
+// phases puts the small exchanges before the large ones: while a neighbour is
+// being resolved the kernel holds back some 200 KB for it and drops the
+// rest, which would look like loss.
+func phases(cells []Cell) (small, large []*Cell) {
+	rank := map[Size]int{MTU: 1, MTUPlus1: 2}
+	for i := range cells {
+		if c := &cells[i]; c.Size == Max {
+			large = append(large, c)
+		} else {
+			small = append(small, c)
+		}
+	}
+	slices.SortStableFunc(small, func(a, b *Cell) int { return rank[a.Size] - rank[b.Size] })
+	return small, large
+}
+
+// runAll runs the cells, so many at a time, and returns when all have ended.
+func (p *prober) runAll(ctx context.Context, todo []*Cell, emit func(Result) error) error {
 	cells := make(chan *Cell)
 	results := make(chan Result)
 	go func() { // ends when all cells are taken or the context ends
 		defer close(cells)
-		for i := range plan.Cells {
+		for _, c := range todo {
 			select {
-			case cells <- &plan.Cells[i]:
+			case cells <- c:
 			case <-ctx.Done():
 				return
 			}
 		}
 	}()
 	var wg sync.WaitGroup
-	for range max(plan.Concurrency, 1) {
+	for range max(p.plan.Concurrency, 1) {
 		wg.Go(func() {
 			for c := range cells {
 				results <- p.run(ctx, c)
@@ -79,7 +102,7 @@ func Probe(ctx context.Context, plan *ProbePlan, emit func(Result) error) error 
 			failed = emit(r)
 		}
 	}
-	return errors.Join(failed, ctx.Err())
+	return failed
 }
 
 type prober struct {
@@ -146,8 +169,7 @@ func (p *prober) explain(ctx context.Context, err error) error {
 	}
 	var ne net.Error
 	if ctx.Err() != nil || (errors.As(err, &ne) && ne.Timeout()) {
-		var step *stepError
-		if errors.As(err, &step) {
+		if step, ok := errors.AsType[*stepError](err); ok {
 			return fmt.Errorf("%s: no answer within %s", step.step, p.plan.Timeout)
 		}
 		return fmt.Errorf("no answer within %s", p.plan.Timeout)

@@ -58,7 +58,7 @@ func (r Row) MarshalJSON() ([]byte, error) {
 }
 
 // Pair is "pod a (n1) -> pod b (n2)".
-func (r *Row) Pair() string { return r.From.String() + " -> " + r.To.String() }
+func (r Row) Pair() string { return r.From.String() + " -> " + r.To.String() }
 
 // Report is the outcome of a test.
 type Report struct {

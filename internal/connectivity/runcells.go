@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 
@@ -77,21 +78,12 @@ func (r *runner) shard(cells []Cell) map[string]*ProbePlan {
 			}
 			plans[pod] = plan
 		}
-		if at := netip.AddrPortFrom(c.Addr, c.Port); c.Path == Hairpin && !waits(plan.Wait, at) {
+		if at := netip.AddrPortFrom(c.Addr, c.Port); c.Path == Hairpin && !slices.Contains(plan.Wait, at) {
 			plan.Wait = append(plan.Wait, at) // until kube-proxy knows the Service
 		}
 		plan.Cells = append(plan.Cells, *c)
 	}
 	return plans
-}
-
-func waits(list []netip.AddrPort, at netip.AddrPort) bool {
-	for _, a := range list {
-		if a == at {
-			return true
-		}
-	}
-	return false
 }
 
 // exec runs `weft connectivity probe` in the pod, hands on its results as they

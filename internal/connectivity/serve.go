@@ -19,7 +19,7 @@ import (
 
 // Bounds of a server.
 const (
-	udpSockets     = 8                // a burst of large datagrams spreads over their buffers
+	udpSockets     = 16               // a burst of large datagrams spreads over their buffers
 	maxConns       = 256              // TCP connections at a time
 	connDeadline   = 30 * time.Second // of one TCP connection
 	greetingExpiry = time.Minute      // of a source that presented the token

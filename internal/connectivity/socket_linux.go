@@ -58,7 +58,7 @@ func control(c syscall.RawConn, f func(fd int) error) error {
 // they need no capability.
 func openICMP(dst netip.Addr, whole bool) (f *os.File, raw bool, err error) {
 	family, proto := unix.AF_INET, unix.IPPROTO_ICMP
-	var to unix.Sockaddr = &unix.SockaddrInet4{Addr: [4]byte{}}
+	var to unix.Sockaddr
 	if dst.Is6() {
 		family, proto = unix.AF_INET6, unix.IPPROTO_ICMPV6
 		to = &unix.SockaddrInet6{Addr: dst.As16()}

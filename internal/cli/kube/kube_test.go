@@ -41,6 +41,7 @@ const (
 // execServer echoes the standard input to the output, writes "oops" to the
 // error stream and ends with the status.
 func execServer(t *testing.T, status string) http.HandlerFunc {
+	t.Helper()
 	return func(w http.ResponseWriter, r *http.Request) {
 		want := "/prefix/api/v1/namespaces/ns/pods/p/exec?command=cat&command=-x&container=c&stderr=true&stdin=true&stdout=true"
 		if r.URL.String() != want || r.Header.Get("Authorization") != "Bearer t" {
