@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -146,6 +147,7 @@ func loadSpec(o Options) (*ebpf.CollectionSpec, error) {
 		}
 		spec.Maps[name].MaxEntries = uint32(n)
 	}
+	shrinkUnused(o, spec)
 	for name, v := range map[string]any{
 		object.DatapathVarEnableIpv4: o.IPv4,
 		object.DatapathVarEnableIpv6: o.IPv6,
@@ -156,6 +158,17 @@ func loadSpec(o Options) (*ebpf.CollectionSpec, error) {
 		}
 	}
 	return spec, nil
+}
+
+// shrinkUnused makes the maps that are allocated in full as small as they get
+// where their family is off.
+func shrinkUnused(o Options, spec *ebpf.CollectionSpec) {
+	for name, m := range spec.Maps {
+		off := (strings.HasSuffix(name, "4") && !o.IPv4) || (strings.HasSuffix(name, "6") && !o.IPv6)
+		if off && m.Type == ebpf.LRUHash {
+			m.MaxEntries = 1
+		}
+	}
 }
 
 // explainLoad adds the verifier's last words, which name the instruction.

@@ -305,3 +305,29 @@ func TestReadEvents(t *testing.T) {
 		t.Error("the reader does not stop")
 	}
 }
+
+// TestFamilyOffCostsNothing guards against tens of megabytes for connections of
+// a family that the node does not have, and against losing them for good: the
+// family may be switched on later.
+func TestFamilyOffCostsNothing(t *testing.T) {
+	o := datapath.Options{IPv4: true, Root: newRoot(t), Sizes: maps.DefaultSizes()}
+	memory := func(d *datapath.Datapath) map[string]uint64 {
+		rows, err := d.Maps().Memory()
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := map[string]uint64{}
+		for _, r := range rows {
+			m[r.Name] = r.Bytes
+		}
+		return m
+	}
+	off := memory(open(t, o))
+	if off["weft_ct4"] < 1<<20 || off["weft_ct6"] > 1<<16 {
+		t.Errorf("with IPv6 off weft_ct4 takes %d bytes, weft_ct6 %d", off["weft_ct4"], off["weft_ct6"])
+	}
+	o.IPv6 = true
+	if on := memory(open(t, o)); on["weft_ct6"] < 1<<20 {
+		t.Errorf("with IPv6 on weft_ct6 takes %d bytes", on["weft_ct6"])
+	}
+}
