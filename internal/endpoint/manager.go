@@ -4,6 +4,7 @@ package endpoint
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -39,6 +40,7 @@ type Manager struct {
 	ids      ids
 	eps      map[uint16]*table.Endpoint // made, and in the state file
 	retiring map[uint16]*table.Endpoint // deleted, but addresses and ids not free yet
+	encoded  map[*table.Endpoint][]byte // as the state file has them
 	pins     map[string]string          // link that was retired → its attachment's key
 	nodeIPs  []netip.Addr
 }
@@ -158,18 +160,32 @@ func (m *Manager) find(containerID, ifname string) *table.Endpoint {
 // save writes the state file as things are now.
 func (m *Manager) save() error { return m.state.save(m.snapshot) }
 
-func (m *Manager) snapshot() *stateDoc {
+func (m *Manager) snapshot() ([]byte, error) {
 	now := m.p.Settings.Now()
 	resting := slices.DeleteFunc(m.alloc.Resting(), func(r ipam.Released) bool { return now.Sub(r.At) >= ipam.Rest })
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	byID := func(x, y *table.Endpoint) int { return int(x.ID) - int(y.ID) }
-	return &stateDoc{
+	doc := &stateDoc{
 		Version: stateVersion, Generation: m.ids.generation, LastID: m.ids.last,
 		Endpoints: slices.SortedFunc(maps.Values(m.eps), byID),
 		Retiring:  slices.SortedFunc(maps.Values(m.retiring), byID),
 		Resting:   resting,
 	}
+	fresh := make(map[*table.Endpoint][]byte, len(doc.Endpoints)+len(doc.Retiring))
+	b, err := doc.encode(func(ep *table.Endpoint) ([]byte, error) {
+		e, ok := m.encoded[ep] // rows are never changed, only replaced
+		if !ok {
+			var err error
+			if e, err = json.Marshal(ep); err != nil {
+				return nil, err
+			}
+		}
+		fresh[ep] = e
+		return e, nil
+	})
+	m.encoded = fresh
+	return b, err
 }
 
 // publish makes the table show an endpoint, or with gone that it is no more.

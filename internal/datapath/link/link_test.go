@@ -491,3 +491,21 @@ func TestForwardingCannotBeSet(t *testing.T) {
 		t.Errorf("it has the value already, but: %v", err)
 	}
 }
+
+// throw sends one datagram and does not care about a reply.
+func throw(to string) error {
+	c, err := net.Dial("udp", net.JoinHostPort(to, "9"))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = c.Write([]byte("x"))
+	return err
+}
+
+func tc(args ...string) error {
+	if out, err := exec.Command("tc", args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("tc %s: %w: %s", strings.Join(args, " "), err, out)
+	}
+	return nil
+}

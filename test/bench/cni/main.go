@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+// Command cni measures what attaching pods costs: ADD and DEL of 110 pods, each
+// with a network namespace of its own, one after the other and all at once,
+// through the plugin, the socket, the endpoint manager and the real datapath.
+// After that it starts the agent itself and reads its memory, idle and with 110
+// pods.
+//
+// Everything happens in network, mount and PID namespaces of its own; nothing
+// stays. The figures, in milliseconds and MiB:
+//
+//	cni_add_ms_*, cni_del_ms_*      at the agent, request to reply, while the
+//	                                runtime executes the plugin for one pod after the other
+//	cni_*_burst_ms_*                the same while it executes the plugin for all pods at once
+//	cni_exec_*_ms_*                 around the plugin's execution, as the runtime sees it
+//	cni_exec_*_burst_ms_*           the same with all plugins at once, on all cores together
+//	cni_*_flood_ms_*                at a client of the socket that sends all requests
+//	                                at one instant: the time of the last is that of all
+//	agent_rss_mib_*                 resident memory of weft-agent, with no API server
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"math"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const childEnv = "WEFT_BENCH_CNI"
+
+type options struct {
+	out    string
+	bin    string // directory of weft-cni and weft-agent
+	pods   int
+	rounds int
+	attach string // "tcx": as the agent does; "shared": filter blocks, to compare
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.out, "out", "build/bench/cni.json", "file to write the figures to")
+	flag.StringVar(&o.bin, "bin", "build/bin", "directory of weft-cni and weft-agent")
+	flag.IntVar(&o.pods, "pods", 110, "pods on the node")
+	flag.IntVar(&o.rounds, "rounds", 3, "times that all pods are added and deleted, of each kind")
+	flag.StringVar(&o.attach, "attach", "tcx", "how programs get onto links: tcx, as the agent does it, or shared filter blocks, to compare")
+	flag.Parse()
+	var err error
+	if os.Getenv(childEnv) == "" {
+		err = isolate()
+	} else {
+		err = measure(o)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench cni:", err)
+		os.Exit(1)
+	}
+}
+
+// isolate runs this program again in namespaces of its own. As the child is the
+// first process of its PID namespace, all it started ends with it.
+func isolate() error {
+	if os.Geteuid() != 0 {
+		return errors.New("needs root, to make namespaces and load programs")
+	}
+	runtime.LockOSThread() // Pdeathsig is about the thread that starts the child
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), childEnv+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL,
+	}
+	sigs := make(chan os.Signal, 1)
+	signal.Notify(sigs, os.Interrupt, syscall.SIGTERM)
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	go func() {
+		<-sigs
+		_ = cmd.Process.Kill()
+	}()
+	return cmd.Wait()
+}
+
+// samples are durations of one kind.
+type samples []time.Duration
+
+// quantile returns the q-th quantile in milliseconds, by the nearest rank.
+func (s samples) quantile(q float64) float64 {
+	if len(s) == 0 {
+		return math.NaN()
+	}
+	c := slices.Sorted(slices.Values(s))
+	i := int(math.Ceil(q*float64(len(c)))) - 1
+	return float64(c[max(i, 0)].Microseconds()) / 1000
+}
+
+type figures map[string]float64
+
+func (f figures) latency(name string, s samples) {
+	f[name+"_ms_p50"] = s.quantile(0.5)
+	f[name+"_ms_p99"] = s.quantile(0.99)
+}
+
+func measure(o options) error {
+	plugin, err := filepath.Abs(filepath.Join(o.bin, "weft-cni"))
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(plugin); err != nil {
+		return fmt.Errorf("%w: run make build", err)
+	}
+	f := figures{}
+	if err := prepare(); err != nil {
+		return err
+	}
+	pods, err := newPods(o.pods)
+	if err != nil {
+		return err
+	}
+	if err := latencies(f, pods, plugin, o); err != nil {
+		return err
+	}
+	if err := memory(f, pods, filepath.Join(o.bin, "weft-agent")); err != nil {
+		return fmt.Errorf("agent's memory: %w", err)
+	}
+	return write(o, f)
+}
+
+func write(o options, f figures) error {
+	for name, v := range f {
+		if math.IsNaN(v) {
+			return fmt.Errorf("%s was not measured", name)
+		}
+	}
+	b, err := json.MarshalIndent(map[string]any{"figures": f, "pods": o.pods, "rounds": o.rounds, "cpus": runtime.NumCPU()}, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(o.out), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(o.out, append(b, '\n'), 0o644); err != nil {
+		return err
+	}
+	fmt.Println(string(b))
+	return nil
+}
