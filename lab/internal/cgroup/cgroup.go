@@ -23,6 +23,7 @@ import (
 type Hierarchy struct {
 	Mount   string // where the machine has it
 	V2      bool
+	Pure    bool   // cgroup2 and nothing beside it: it has the controllers
 	Options string // v1: what to give to mount(2), e.g. "cpu,cpuacct" or "none,name=systemd"
 	own     string // this process' group in it
 }
@@ -44,6 +45,7 @@ func Detect() ([]Hierarchy, error) {
 	for i, h := range list {
 		switch {
 		case h.V2 && len(list) == 1:
+			list[i].Pure = true
 			list[i].own = "/" // groups with processes cannot hand controllers down, so not below a login session
 		case h.V2:
 			list[i].own = own[""]
@@ -145,8 +147,8 @@ func (h Hierarchy) Make(dir string, l *Limits) error {
 		return fmt.Errorf("cgroup: %w", err)
 	}
 	var set []setting
-	if h.V2 {
-		if err := handDown(dir); err != nil {
+	if h.Pure {
+		if err := handDown(filepath.Dir(dir)); err != nil {
 			return err
 		}
 	}
@@ -156,19 +158,19 @@ func (h Hierarchy) Make(dir string, l *Limits) error {
 			if err != nil {
 				return fmt.Errorf("cgroup: %w", err)
 			}
-			set = append(set, setting{f, strings.TrimSpace(string(b)), true})
+			set = append(set, setting{f, strings.TrimSpace(string(b))})
 		}
-		set = append(set, setting{"cgroup.clone_children", "1", true})
+		set = append(set, setting{"cgroup.clone_children", "1"})
 	}
 	if l != nil {
 		memory, pids := strconv.FormatInt(l.MemoryBytes, 10), strconv.Itoa(l.Pids)
 		switch {
 		case h.Has("memory"):
-			set = append(set, setting{"memory.limit_in_bytes", memory, true})
+			set = append(set, setting{"memory.limit_in_bytes", memory})
 		case h.Has("pids"):
-			set = append(set, setting{"pids.max", pids, true})
-		case h.V2:
-			set = append(set, setting{"memory.max", memory, false}, setting{"pids.max", pids, false})
+			set = append(set, setting{"pids.max", pids})
+		case h.Pure:
+			set = append(set, setting{"memory.max", memory}, setting{"pids.max", pids})
 		}
 	}
 	for _, s := range set {
@@ -179,34 +181,51 @@ func (h Hierarchy) Make(dir string, l *Limits) error {
 	return nil
 }
 
-type setting struct {
-	file, value string
-	must        bool // else only where the controller is there
-}
+type setting struct{ file, value string }
 
 func (s setting) write(dir string) error {
-	err := os.WriteFile(filepath.Join(dir, s.file), []byte(s.value), 0)
-	if err != nil && s.must {
-		return fmt.Errorf("cgroup %s: %w", dir, err)
+	if err := os.WriteFile(filepath.Join(dir, s.file), []byte(s.value), 0); err != nil {
+		return fmt.Errorf("cgroup: %w", err)
 	}
 	return nil
 }
 
-// handDown lets children of dir's parent and of dir use the controllers that
-// there are. On a hybrid machine there are none.
-func handDown(dir string) error {
-	parent := filepath.Dir(dir)
-	b, err := os.ReadFile(filepath.Join(parent, "cgroup.controllers"))
+// Withheld are the controllers that a group has and does not hand down to its
+// children.
+func Withheld(dir string) ([]string, error) {
+	has, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
 	if err != nil {
-		return fmt.Errorf("cgroup: %w", err)
+		return nil, fmt.Errorf("cgroup: %w", err)
 	}
-	for c := range strings.FieldsSeq(string(b)) {
-		err := os.WriteFile(filepath.Join(parent, "cgroup.subtree_control"), []byte("+"+c), 0)
-		if err != nil && (c == "memory" || c == "pids" || c == "cpu") {
-			return fmt.Errorf("cgroup %s: controller %s cannot be handed down: %w", parent, c, err)
+	gives, err := os.ReadFile(filepath.Join(dir, subtreeControl))
+	if err != nil {
+		return nil, fmt.Errorf("cgroup: %w", err)
+	}
+	given := strings.Fields(string(gives))
+	return slices.DeleteFunc(strings.Fields(string(has)), func(c string) bool { return slices.Contains(given, c) }), nil
+}
+
+const subtreeControl = "cgroup.subtree_control"
+
+// handDown lets the children of a group use the controllers that it has.
+func handDown(dir string) error {
+	list, err := Withheld(dir)
+	if err != nil {
+		return err
+	}
+	for _, c := range list {
+		err := os.WriteFile(filepath.Join(dir, subtreeControl), []byte("+"+c), 0)
+		if err != nil && (c == "memory" || c == "pids" || c == "cpu" || c == "cpuset") {
+			return fmt.Errorf("cgroup %s: controller %s cannot be handed down: %w", dir, c, err)
 		}
 	}
 	return nil
+}
+
+// TakeBack stops a group from handing a controller down. Where a child uses
+// it, the kernel refuses, and it stays.
+func TakeBack(dir, controller string) {
+	_ = os.WriteFile(filepath.Join(dir, subtreeControl), []byte("-"+controller), 0)
 }
 
 // Kill ends all processes in a cgroup2 group and below, and waits for them.

@@ -71,6 +71,12 @@ func takeDown(ctx context.Context, dir state.Dir, report *reporter) error {
 	})
 	step(state.KindNetns, func(_ context.Context, path string) error { return wire.DeleteNetns(path) })
 	step(state.KindCgroup, cgroup.Remove)
+	step(state.KindController, func(_ context.Context, value string) error {
+		if dir, controller, ok := strings.Cut(value, " "); ok {
+			cgroup.TakeBack(dir, controller)
+		}
+		return nil
+	})
 	step(state.KindDir, func(_ context.Context, path string) error {
 		_ = os.Remove(path) // only if nobody else uses it
 		return nil

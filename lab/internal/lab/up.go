@@ -139,6 +139,9 @@ func (l *Lab) makeGroups() error {
 		if err := l.dir.Journal(state.Entry{Kind: state.KindCgroup, Value: dir}); err != nil {
 			return err
 		}
+		if err := l.journalControllers(h, filepath.Dir(dir)); err != nil {
+			return err
+		}
 		if err := h.Make(dir, nil); err != nil {
 			return err
 		}
@@ -147,6 +150,23 @@ func (l *Lab) makeGroups() error {
 			if err := h.Make(filepath.Join(dir, runGroup), nil); err != nil {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// journalControllers notes what the root group will hand down because of us.
+func (l *Lab) journalControllers(h cgroup.Hierarchy, root string) error {
+	if !h.Pure {
+		return nil
+	}
+	list, err := cgroup.Withheld(root)
+	if err != nil {
+		return err
+	}
+	for _, c := range list {
+		if err := l.dir.Journal(state.Entry{Kind: state.KindController, Value: root + " " + c}); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -168,7 +188,7 @@ func (l *Lab) groupsOf(h plan.Host) ([]host.CgroupSpec, error) {
 		if err := hi.Make(dir, &cgroup.Limits{MemoryBytes: hostMemory, Pids: hostPids}); err != nil {
 			return nil, err
 		}
-		specs = append(specs, host.CgroupSpec{Dir: dir, Mount: hi.Mount, V2: hi.V2, Options: hi.Options, Pure: hi.V2 && len(hierarchies) == 1})
+		specs = append(specs, host.CgroupSpec{Dir: dir, Mount: hi.Mount, V2: hi.V2, Options: hi.Options, Pure: hi.Pure})
 	}
 	return specs, nil
 }

@@ -153,6 +153,9 @@ const (
 	KindNetns  = "netns"  // value: path of the bind mount
 	KindCgroup = "cgroup" // value: path of the folder
 	KindDir    = "dir"    // value: folder to remove if it is empty
+	// KindController's value is a group, a blank, and a controller that the
+	// group did not hand down before.
+	KindController = "controller"
 )
 
 // Entry is a thing outside of the lab's folder that the lab is about to make.
