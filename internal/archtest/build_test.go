@@ -3,6 +3,7 @@
 package archtest
 
 import (
+	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -52,4 +53,27 @@ func TestPluginIsSmallAndStatic(t *testing.T) {
 		t.Errorf("weft-cni weighs %d bytes, more than %d", fi.Size(), maxPlugin)
 	}
 	t.Logf("weft-cni weighs %.1f MiB", float64(fi.Size())/(1<<20))
+}
+
+// Fault: a decision that nobody finds.
+func TestDecisionsAreListed(t *testing.T) {
+	index, err := os.ReadFile(filepath.Join(root, "docs/decisions/README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, err := filepath.Glob(filepath.Join(root, "docs/decisions/[0-9][0-9][0-9][0-9]-*.md"))
+	if err != nil || len(names) == 0 {
+		t.Fatalf("no decisions found: %v", err)
+	}
+	seen := map[string]string{}
+	for _, n := range names {
+		n = filepath.Base(n)
+		if !bytes.Contains(index, []byte("]("+n+")")) {
+			t.Errorf("docs/decisions/README.md does not list %s", n)
+		}
+		if other, ok := seen[n[:4]]; ok {
+			t.Errorf("%s and %s have the same number", n, other)
+		}
+		seen[n[:4]] = n
+	}
 }
