@@ -45,8 +45,6 @@ type fleet struct {
 	agents []agent // sorted by node
 	daemon appsv1.DaemonSetStatus
 	image  string // of the agent's container
-	// release is the Helm release that made the DaemonSet, "" for none.
-	release string
 }
 
 // fleet finds the agents through the API server.
@@ -65,10 +63,9 @@ func (a *app) fleet(ctx context.Context) (*fleet, error) {
 		return nil, err
 	}
 	if ds.Labels["app.kubernetes.io/part-of"] != "weft" {
-		return nil, fmt.Errorf("DaemonSet %s/%s is not Weft's (it lacks the label app.kubernetes.io/part-of=weft): this cluster seems to run Cilium", a.opts.namespace, daemonSetName)
+		return nil, errForeign(a.opts.namespace)
 	}
 	f.daemon = ds.Status
-	f.release = ds.Annotations["meta.helm.sh/release-name"]
 	for _, c := range ds.Spec.Template.Spec.Containers {
 		if c.Name == agentContainer {
 			f.image = c.Image

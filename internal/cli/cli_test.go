@@ -6,15 +6,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/weft-net/weft/internal/cli/kube"
 	"github.com/weft-net/weft/internal/datapath/maps"
@@ -246,56 +248,102 @@ func TestCalledCilium(t *testing.T) {
 	}
 }
 
-// TestUninstall guards against a cluster whose agents are gone while their
-// nodes are not clean, and against deleting before being told to.
+// TestUninstall guards against deleting before being told to, agents that put
+// back what is taken off, nodes that are not clean when all else is gone, and
+// an uninstall that cannot be taken up again.
 func TestUninstall(t *testing.T) {
-	const ds = "DELETE /apis/apps/v1/namespaces/kube-system/daemonsets/cilium"
-	fresh := func() *fakeCluster {
+	const sets = "/apis/apps/v1/namespaces/kube-system/daemonsets"
+	fresh := func(broken string) *fakeCluster {
 		c := newCluster(newNode(t, answers(1)), newNode(t, answers(2)))
 		c.objects["/api/v1/namespaces/kube-system/configmaps"] = `{"items":[{"metadata":{"name":"cilium-config"}}]}`
 		c.objects["/api/v1/namespaces/kube-system/secrets?labelSelector=owner%3Dhelm%2Cname%3Dweft"] = `{"items":[{"metadata":{"name":"sh.helm.release.v1.weft.v1"}}]}`
-		c.execs = func(kube.ExecRequest) error { return nil }
+		c.execs = func(r kube.ExecRequest) error {
+			if r.Pod == broken {
+				fmt.Fprintln(r.Stdout, "map weft_ct4: device busy")
+				return &kube.ExitError{Code: 1}
+			}
+			return nil
+		}
 		return c
 	}
 	for _, args := range [][]string{{"uninstall"}, {"uninstall", "--dry-run"}, {"uninstall", "--dry-run", "--yes"}} {
-		c := fresh()
+		c := fresh("")
 		r := laptop(t, c, args...)
 		if len(c.did) != 0 || !strings.Contains(r.out, "delete configmap cilium-config") {
 			t.Errorf("%v: did %v, said:\n%s", args, c.did, r.out)
 		}
 	}
 
-	c := fresh()
-	c.execs = func(r kube.ExecRequest) error {
-		if r.Pod == "cilium-2" {
-			fmt.Fprintln(r.Stdout, "map weft_ct4: device busy")
-			return &kube.ExitError{Code: 1}
-		}
-		return nil
-	}
-	if r := laptop(t, c, "uninstall", "--yes"); r.code == ExitOK || !strings.Contains(r.err, "n2: command ended with exit code 1: map weft_ct4: device busy") {
-		t.Errorf("exit code %d: %s", r.code, r.err)
-	}
-	for _, d := range c.did {
-		if strings.HasPrefix(d, http.MethodDelete) {
-			t.Errorf("deleted although n2 is not clean: %s", d)
-		}
-	}
-
-	c = fresh()
-	if r := laptop(t, c, "uninstall", "--yes"); r.code != ExitOK {
-		t.Fatalf("exit code %d: %s", r.code, r.err)
-	}
-	want := []string{
-		"exec cilium-1 weft-agent uninstall-node", "exec cilium-2 weft-agent uninstall-node", ds,
+	const rmdir = " /usr/bin/bash -c [ ! -d /host/run/weft ] || rmdir /host/run/weft"
+	rest := []string{
+		"DELETE " + sets + "/weft-uninstall",
 		"DELETE /api/v1/namespaces/kube-system/configmaps/cilium-config",
 		"DELETE /api/v1/namespaces/kube-system/secrets/sh.helm.release.v1.weft.v1",
 	}
-	if c.did[0] > c.did[1] { // the nodes are cleaned in parallel
-		c.did[0], c.did[1] = c.did[1], c.did[0]
+	c := fresh("clean-2")
+	if r := laptop(t, c, "uninstall", "--yes"); r.code == ExitOK || !strings.Contains(r.err, "n2: command ended with exit code 1: map weft_ct4: device busy") {
+		t.Errorf("exit code %d: %s", r.code, r.err)
 	}
+	want := []string{
+		"POST " + sets, "DELETE " + sets + "/cilium", "exec clean-1 /usr/bin/weft-agent uninstall-node",
+		"exec clean-1" + rmdir, "exec clean-2 /usr/bin/weft-agent uninstall-node",
+	}
+	slices.Sort(want[2:])
+	slices.Sort(c.did[2:]) // the nodes are cleaned in parallel
 	if d := cmp.Diff(want, c.did); d != "" {
-		t.Errorf("(-want +got):\n%s", d)
+		t.Errorf("with n2 broken (-want +got):\n%s", d)
+	}
+
+	// Again, with n2 mended: the agents are gone, the helpers are there.
+	c.did = nil
+	c.execs = fresh("").execs
+	if r := laptop(t, c, "uninstall", "--yes"); r.code != ExitOK {
+		t.Fatalf("exit code %d: %s", r.code, r.err)
+	}
+	want = append([]string{
+		"exec clean-1" + rmdir, "exec clean-1 /usr/bin/weft-agent uninstall-node", "exec clean-2" + rmdir, "exec clean-2 /usr/bin/weft-agent uninstall-node",
+	}, rest...)
+	slices.Sort(want[:4])
+	slices.Sort(c.did[:4])
+	if d := cmp.Diff(want, c.did); d != "" {
+		t.Errorf("again (-want +got):\n%s", d)
+	}
+	c.objects["/api/v1/namespaces/kube-system/configmaps"] = `{"items":[]}`
+	if r := laptop(t, c, "uninstall", "--yes"); r.code != ExitUsage || !strings.Contains(r.err, "nothing of Weft") {
+		t.Errorf("a third time: exit code %d: %s", r.code, r.err)
+	}
+}
+
+// TestCleaner guards against a helper that is an agent, or lacks what it needs
+// to clean.
+func TestCleaner(t *testing.T) {
+	c := newCluster(newNode(t, answers(1)))
+	c.execs = func(kube.ExecRequest) error { return nil }
+	c.objects["/apis/apps/v1/namespaces/kube-system/daemonsets/cilium"] = `{"metadata":{"name":"cilium","labels":{"app.kubernetes.io/part-of":"weft"}},
+		"spec":{"template":{"metadata":{"labels":{"k8s-app":"cilium"}},"spec":{"hostNetwork":true,"serviceAccountName":"cilium","tolerations":[{"operator":"Exists"}],"initContainers":[{"name":"node-init"}],
+		"containers":[{"name":"cilium-agent","image":"weft:test","command":["weft-agent"],"livenessProbe":{"exec":{}},
+		"volumeMounts":[{"name":"netns","mountPath":"/run/netns","mountPropagation":"HostToContainer"},{"name":"config","mountPath":"/c","readOnly":true}]}],
+		"volumes":[{"name":"netns"},{"name":"config"}]}}},"status":{"desiredNumberScheduled":1}}`
+	if r := laptop(t, c, "uninstall", "--yes"); r.code != ExitOK || len(c.created) != 1 {
+		t.Fatalf("exit code %d, %d created: %s", r.code, len(c.created), r.err)
+	}
+	ds, ok := c.created[0].(*appsv1.DaemonSet)
+	if !ok {
+		t.Fatalf("created a %T", c.created[0])
+	}
+	pod := ds.Spec.Template.Spec
+	ctr := pod.Containers[0]
+	switch {
+	case ds.Spec.Template.Labels["k8s-app"] != "":
+		t.Error("its pods would be taken for agents")
+	case len(pod.InitContainers) != 0 || ctr.LivenessProbe != nil || strings.Join(ctr.Command, " ") != "/usr/bin/weft hold":
+		t.Errorf("it runs more than it should: %+v", ctr)
+	case !pod.HostNetwork || len(pod.Tolerations) != 1 || ctr.Image != "weft:test":
+		t.Error("it does not run where the agent ran")
+	case *ctr.VolumeMounts[0].MountPropagation != corev1.MountPropagationBidirectional || !ctr.VolumeMounts[1].ReadOnly:
+		t.Errorf("mounts: %+v", ctr.VolumeMounts)
+	case *pod.AutomountServiceAccountToken:
+		t.Error("it has a token that it does not need")
 	}
 }
 

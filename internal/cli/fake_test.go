@@ -65,8 +65,9 @@ type fakeCluster struct {
 	objects map[string]any       // by path without query
 	execs   func(r kube.ExecRequest) error
 
-	mu  sync.Mutex
-	did []string // DELETE and exec, in order
+	mu      sync.Mutex
+	did     []string // DELETE and exec, in order
+	created []any
 }
 
 func (f *fakeCluster) note(s string) {
@@ -100,15 +101,27 @@ func (f *fakeCluster) Raw(_ context.Context, path string, _ int64) ([]byte, erro
 	return json.Marshal(v)
 }
 
-func (f *fakeCluster) Do(_ context.Context, method, path string, _, _ any) error {
+func (f *fakeCluster) Do(_ context.Context, method, path string, in, _ any) error {
 	f.note(method + " " + path)
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	const agents, cleaners = "/api/v1/namespaces/kube-system/pods?labelSelector=k8s-app%3Dcilium%2Capp.kubernetes.io%2Fpart-of%3Dweft", "/api/v1/namespaces/kube-system/pods?labelSelector=app.kubernetes.io%2Fname%3Dweft-uninstall"
+	switch {
+	case method == http.MethodDelete && strings.HasSuffix(path, "/daemonsets/cilium"):
+		f.objects[agents] = `{"items":[]}`
+	case method == http.MethodDelete && strings.HasSuffix(path, "/daemonsets/weft-uninstall"):
+		f.objects[cleaners] = `{"items":[]}`
+	case method == http.MethodPost && strings.HasSuffix(path, "/daemonsets"):
+		f.created = append(f.created, in)
+		f.objects[path+"/weft-uninstall"] = fmt.Sprintf(`{"metadata":{"annotations":{"meta.helm.sh/release-name":"weft"}},"status":{"desiredNumberScheduled":%d}}`, len(f.nodes))
+		var pods []string
+		for i := range len(f.nodes) {
+			pods = append(pods, fmt.Sprintf(`{"metadata":{"name":"clean-%d"},"spec":{"nodeName":"n%d"},"status":{"containerStatuses":[{"name":"cilium-agent","state":{"running":{}}}]}}`, i+1, i+1))
+		}
+		f.objects[cleaners] = `{"items":[` + strings.Join(pods, ",") + `]}`
+	}
 	if method == http.MethodDelete {
 		delete(f.objects, path)
-		if strings.HasSuffix(path, "/daemonsets/cilium") {
-			f.objects["/api/v1/namespaces/kube-system/pods"] = `{"items":[]}`
-		}
 	}
 	return nil
 }

@@ -8,13 +8,9 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"strings"
-	"sync"
-	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
-	corev1 "k8s.io/api/core/v1"
+	appsv1 "k8s.io/api/apps/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weft-net/weft/internal/cli/kube"
@@ -22,17 +18,15 @@ import (
 
 const uninstallLong = `Removes Weft from every node and from the cluster.
 
-On each node, in the agent's pod, it takes off programs, maps, devices, routes, rules and
-files. Then it deletes the DaemonSet, the other objects of the release, and the custom
-resource definitions that Weft installed; definitions of others stay.
+It starts a helper on each node, ends the agents, and takes off each node programs,
+maps, devices, routes, rules and files. Then it deletes the other objects of the
+release, and the custom resource definitions that Weft installed; definitions of
+others stay. If a node cannot be cleaned it stops and names it; run it again to go on.
 
 Pods lose their network. Without --yes it only says what it would do.`
 
 // weftSelector finds what Weft's chart made.
 const weftSelector = "app.kubernetes.io/part-of=weft"
-
-// podsGone is how long the agents' pods may take to end.
-const podsGone = 2 * time.Minute
 
 type uninstallFlags struct {
 	dryRun, yes, force bool
@@ -48,6 +42,16 @@ func (a *app) uninstallCommand() *cobra.Command {
 	c.Flags().BoolVar(&f.yes, "yes", false, "do it")
 	c.Flags().BoolVar(&f.force, "force", false, "go on although some nodes could not be cleaned; they have to be by hand")
 	return c
+}
+
+// installation is what there is to remove.
+type installation struct {
+	app *app
+	api cluster
+	// agents is the agents' DaemonSet, cleaner that of an uninstall that was
+	// begun; nil where there is none.
+	agents, cleaner *appsv1.DaemonSet
+	objects         []object
 }
 
 // object is something to delete.
@@ -85,35 +89,24 @@ func (a *app) uninstall(ctx context.Context, f uninstallFlags) error {
 	if a.opts.local {
 		return errors.New("uninstall: run it where kubectl works; for one node there is `weft-agent uninstall-node`")
 	}
-	fl, err := a.fleet(ctx)
+	inst, err := a.installation(ctx)
 	if err != nil {
 		return err
 	}
-	objs, err := fl.objects(ctx)
-	if err != nil {
-		return err
-	}
-	for _, ag := range fl.agents {
-		fmt.Fprintf(a.Out, "node %s: clean programs, maps, devices, routes, rules and files\n", ag.node)
-	}
-	fmt.Fprintf(a.Out, "delete daemonset %s\n", daemonSetName)
-	for _, o := range objs {
-		fmt.Fprintf(a.Out, "delete %s\n", o)
-	}
+	inst.plan()
 	if f.dryRun {
 		return nil
 	}
 	if !f.yes {
 		return errors.New("nothing was removed; pods lose their network by this: add --yes to do it")
 	}
-	if err := fl.cleanNodes(ctx); err != nil && !f.force {
-		return &exitError{code: ExitUsage, err: fmt.Errorf("%w; the DaemonSet stays, so that you can try again, or add --force", err)}
+	if inst.agents != nil || inst.cleaner != nil {
+		if err := inst.cleanNodes(ctx, f.force); err != nil {
+			return err
+		}
 	}
-	if err := fl.deleteDaemonSet(ctx); err != nil {
-		return err
-	}
-	for _, o := range objs {
-		if err := fl.api.Do(ctx, http.MethodDelete, o.path, nil, nil); err != nil && !kube.IsNotFound(err) {
+	for _, o := range inst.objects {
+		if err := inst.api.Do(ctx, http.MethodDelete, o.path, nil, nil); err != nil && !kube.IsNotFound(err) {
 			return fmt.Errorf("%s: %w", o, err)
 		}
 	}
@@ -121,31 +114,98 @@ func (a *app) uninstall(ctx context.Context, f uninstallFlags) error {
 	return nil
 }
 
-// objects lists what carries Weft's label, and the records of its Helm release.
-func (f *fleet) objects(ctx context.Context) ([]object, error) {
-	ns := f.app.opts.namespace
-	var out []object
-	for _, c := range collections(ns) {
-		found, err := f.list(ctx, c, weftSelector)
+// installation finds what Weft put into the cluster, also where an uninstall
+// was begun and not ended.
+func (a *app) installation(ctx context.Context) (*installation, error) {
+	api, err := a.connect(a.opts.kubeconfig, a.opts.context)
+	if err != nil {
+		return nil, err
+	}
+	inst := &installation{app: a, api: api}
+	if inst.agents, err = inst.daemonSet(ctx, daemonSetName); err != nil {
+		return nil, err
+	}
+	if inst.agents != nil && inst.agents.Labels["app.kubernetes.io/part-of"] != "weft" {
+		return nil, errForeign(a.opts.namespace)
+	}
+	if inst.cleaner, err = inst.daemonSet(ctx, cleanerName); err != nil {
+		return nil, err
+	}
+	for _, c := range collections(a.opts.namespace) {
+		found, err := inst.list(ctx, c, weftSelector)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, found...)
+		inst.objects = append(inst.objects, found...)
 	}
-	release := f.release
-	if release == "" {
-		return out, nil
+	if release := inst.release(); release != "" {
+		// The records of the Helm release, which would keep its name taken.
+		records, err := inst.list(ctx, collection{"secret", "/api/v1/namespaces/" + a.opts.namespace + "/secrets"}, "owner=helm,name="+release)
+		if err != nil {
+			return nil, err
+		}
+		inst.objects = append(inst.objects, records...)
 	}
-	records, err := f.list(ctx, collection{"secret", "/api/v1/namespaces/" + ns + "/secrets"}, "owner=helm,name="+release)
-	return append(out, records...), err
+	if inst.agents == nil && inst.cleaner == nil && len(inst.objects) == 0 {
+		return nil, fmt.Errorf("nothing of Weft in namespace %s; give -n NAMESPACE if it is elsewhere", a.opts.namespace)
+	}
+	return inst, nil
+}
+
+// errForeign says that the DaemonSet is not Weft's.
+func errForeign(namespace string) error {
+	return fmt.Errorf("DaemonSet %s/%s is not Weft's (it lacks the label app.kubernetes.io/part-of=weft): this cluster seems to run Cilium", namespace, daemonSetName)
+}
+
+const releaseAnnotation = "meta.helm.sh/release-name"
+
+// release is the Helm release, "" for none. The cleaner remembers the agents'.
+func (i *installation) release() string {
+	for _, ds := range []*appsv1.DaemonSet{i.agents, i.cleaner} {
+		if ds != nil && ds.Annotations[releaseAnnotation] != "" {
+			return ds.Annotations[releaseAnnotation]
+		}
+	}
+	return ""
+}
+
+// daemonSet reads a DaemonSet, nil if there is none.
+func (i *installation) daemonSet(ctx context.Context, name string) (*appsv1.DaemonSet, error) {
+	var ds appsv1.DaemonSet
+	err := i.api.Get(ctx, i.sets()+"/"+name, &ds)
+	if kube.IsNotFound(err) {
+		return nil, nil //nolint:nilnil // none is an answer
+	}
+	if err != nil {
+		return nil, fmt.Errorf("daemonset %s: %w", name, err)
+	}
+	return &ds, nil
+}
+
+func (i *installation) sets() string {
+	return "/apis/apps/v1/namespaces/" + i.app.opts.namespace + "/daemonsets"
+}
+
+// plan says what will be removed.
+func (i *installation) plan() {
+	out := i.app.Out
+	if ds := i.agents; ds != nil {
+		fmt.Fprintf(out, "end the agents on %d nodes: delete daemonset %s\n", ds.Status.DesiredNumberScheduled, ds.Name)
+	}
+	if i.agents != nil || i.cleaner != nil {
+		fmt.Fprintln(out, "clean each node: programs, maps, devices, routes, rules and files")
+	}
+	for _, o := range i.objects {
+		fmt.Fprintf(out, "delete %s\n", o)
+	}
 }
 
 // list asks for metadata only: nothing of an object's content is needed, least
 // of all of a secret's.
-func (f *fleet) list(ctx context.Context, c collection, selector string) ([]object, error) {
+func (i *installation) list(ctx context.Context, c collection, selector string) ([]object, error) {
 	var l metav1.PartialObjectMetadataList
 	q := url.Values{"labelSelector": {selector}}
-	err := f.api.Get(ctx, c.path+"?"+q.Encode(), &l)
+	err := i.api.Get(ctx, c.path+"?"+q.Encode(), &l)
 	if kube.IsNotFound(err) {
 		return nil, nil // the cluster does not have the kind
 	}
@@ -157,76 +217,4 @@ func (f *fleet) list(ctx context.Context, c collection, selector string) ([]obje
 		out = append(out, object{kind: c.kind, name: o.Name, path: c.path + "/" + o.Name})
 	}
 	return out, nil
-}
-
-// cleanNodes runs the clean-up in every agent's pod and names the nodes where
-// it did not work.
-func (f *fleet) cleanNodes(ctx context.Context) error {
-	var mu sync.Mutex
-	var failed []string
-	var g errgroup.Group
-	g.SetLimit(maxParallel)
-	for _, ag := range f.agents {
-		g.Go(func() error {
-			err := f.cleanNode(ctx, ag)
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil {
-				failed = append(failed, ag.node)
-				fmt.Fprintf(f.app.Err, "%s: %s\n", ag.node, err)
-			} else {
-				fmt.Fprintf(f.app.Out, "%s: clean\n", ag.node)
-			}
-			return nil
-		})
-	}
-	_ = g.Wait() // errors were noted
-	if len(failed) > 0 {
-		return fmt.Errorf("not cleaned: %s", strings.Join(failed, ", "))
-	}
-	return nil
-}
-
-func (f *fleet) cleanNode(ctx context.Context, ag agent) error {
-	if ag.why != "" {
-		return errors.New(ag.why)
-	}
-	const limit = time.Minute
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done within %s", limit))
-	defer cancel()
-	out := &headBuffer{limit: 64 << 10}
-	err := f.api.Exec(ctx, kube.ExecRequest{
-		Namespace: f.app.opts.namespace, Pod: ag.pod, Container: agentContainer,
-		Command: []string{"weft-agent", "uninstall-node"}, Stdout: out, Stderr: out,
-	})
-	if msg := lastLine(out.String()); err != nil && msg != "" {
-		return fmt.Errorf("%w: %s", err, msg)
-	}
-	return err
-}
-
-// deleteDaemonSet deletes it and waits until its pods have ended, so that no
-// agent is left that could put things back.
-func (f *fleet) deleteDaemonSet(ctx context.Context) error {
-	base := "/namespaces/" + f.app.opts.namespace
-	err := f.api.Do(ctx, http.MethodDelete, "/apis/apps/v1"+base+"/daemonsets/"+daemonSetName, nil, nil)
-	if err != nil && !kube.IsNotFound(err) {
-		return fmt.Errorf("daemonset %s: %w", daemonSetName, err)
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, podsGone, fmt.Errorf("agents' pods have not ended within %s", podsGone))
-	defer cancel()
-	tick := time.NewTicker(pollInterval / 4)
-	defer tick.Stop()
-	q := url.Values{"labelSelector": {agentSelector}}
-	for {
-		var pods corev1.PodList
-		if err := f.api.Get(ctx, "/api/v1"+base+"/pods?"+q.Encode(), &pods); err == nil && len(pods.Items) == 0 {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-tick.C:
-		}
-	}
 }
