@@ -107,6 +107,9 @@ func Run(ctx context.Context, o Options) (*Cache, error) {
 		b.cache.Bins["e2e"] = old.Bins["e2e"] // still good, and dear
 	}
 	if err := b.all(ctx, components(o.E2E), max(o.Jobs, 1)); err != nil {
+		if ctx.Err() != nil {
+			err = errors.New("build interrupted: what was whole is kept")
+		}
 		return nil, err
 	}
 	if err := b.images(ctx); err != nil {
@@ -164,6 +167,9 @@ func (b *builder) all(ctx context.Context, list []component, jobs int) error {
 func (b *builder) one(ctx context.Context, c component, target string) error {
 	ctx, cancel := context.WithTimeout(ctx, maxBuildTime)
 	defer cancel()
+	if ctx.Err() != nil {
+		return ctx.Err() // another component failed, or the user has had enough
+	}
 	tmp, err := os.MkdirTemp(filepath.Join(b.dir, "bin"), ".tmp-"+c.name+"-")
 	if err != nil {
 		return fmt.Errorf("build %s: %w", c.name, err)
@@ -180,6 +186,9 @@ func (b *builder) one(ctx context.Context, c component, target string) error {
 		err = unpackDebs(ctx, c.debs, tmp, counter)
 	} else {
 		err = b.compile(ctx, c, tmp, counter)
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("build %s: %w", c.name, ctx.Err())
 	}
 	if err != nil {
 		return fmt.Errorf("build %s: %w\n%s", c.name, err, counter.Tail())

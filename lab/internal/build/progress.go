@@ -114,7 +114,10 @@ func (c *counter) add(line string) {
 func (c *counter) String() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return fmt.Sprintf("at work for %s: %d modules fetched, %d packages compiled %s", round(time.Since(c.t0)), c.fetched, c.compiled, c.last)
+	if c.fetched == 0 && c.compiled == 0 {
+		return fmt.Sprintf("at work for %s: nothing to compile so far, Go's cache has it", round(time.Since(c.t0)))
+	}
+	return fmt.Sprintf("at work for %s: %d modules fetched, %d packages compiled, the last %s", round(time.Since(c.t0)), c.fetched, c.compiled, c.last)
 }
 
 // Tail is the end of the output without the names of packages.

@@ -46,8 +46,8 @@ func Main(version string) int {
 	if err == nil {
 		return 0
 	}
-	if code, ok := host.ExitCode(err); ok {
-		return code // the command said itself what is wrong
+	if code, ok := errors.AsType[exitCode](err); ok {
+		return int(code) // the command said itself what is wrong
 	}
 	fmt.Fprintln(os.Stderr, "weft-lab:", err)
 	return 1
@@ -191,6 +191,11 @@ func (a *app) list() *cobra.Command {
 	}
 }
 
+// exitCode is how a command of the user's ended.
+type exitCode int
+
+func (c exitCode) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
+
 // afterDash drops the -- that may stand before a command.
 func afterDash(args []string) []string {
 	if len(args) > 0 && args[0] == "--" {
@@ -214,7 +219,11 @@ func (a *app) exec() *cobra.Command {
 			if len(argv) == 0 {
 				return errors.New("exec: no command given")
 			}
-			return l.Exec(cmd.Context(), args[0], argv)
+			err = l.Exec(cmd.Context(), args[0], argv)
+			if code, ok := host.ExitCode(err); ok {
+				return exitCode(code)
+			}
+			return err
 		},
 	}
 	c.Flags().SetInterspersed(false)
