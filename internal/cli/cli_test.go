@@ -177,6 +177,13 @@ func TestStatusWait(t *testing.T) {
 	if r.code == ExitOK || !strings.Contains(r.err, "gave up") {
 		t.Errorf("exit code %d: %s", r.code, r.err)
 	}
+	a := answers(2)
+	st, _ := a[rpc.PathStatus].(rpc.Status)
+	st.Ready = false
+	a[rpc.PathStatus] = st
+	if r := laptop(t, newCluster(newNode(t, a)), "status", "--wait", "--wait-duration", "100ms"); !strings.Contains(r.err, "gave up") {
+		t.Errorf("did not wait for a node that takes no pods: %s", r.err)
+	}
 	if r := laptop(t, newCluster(newNode(t, answers(1))), "status", "--wait"); r.code != ExitOK {
 		t.Errorf("exit code %d: %s", r.code, r.err)
 	}

@@ -63,6 +63,16 @@ func (a *app) status(ctx context.Context, f statusFlags) error {
 	return rep.exit()
 }
 
+// ready says whether nothing fails and every node takes pods.
+func (r *report) ready() bool {
+	for _, n := range r.Nodes {
+		if !n.Ready {
+			return false
+		}
+	}
+	return r.exit() == nil
+}
+
 // waitOK polls until the report is well or the time is over, and returns the
 // last report.
 func (a *app) waitOK(ctx context.Context, limit time.Duration, rep *report, err error) (*report, error) {
@@ -70,7 +80,7 @@ func (a *app) waitOK(ctx context.Context, limit time.Duration, rep *report, err 
 	defer deadline.Stop()
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
-	for said := ""; err != nil || rep.exit() != nil; rep, err = a.report(ctx) {
+	for said := ""; err != nil || !rep.ready(); rep, err = a.report(ctx) {
 		if line := waitingFor(rep, err); line != said {
 			fmt.Fprintln(a.Err, "waiting: "+line)
 			said = line
@@ -96,7 +106,7 @@ func waitingFor(rep *report, err error) string {
 			return l
 		}
 	}
-	return "unknown"
+	return "some nodes do not take pods yet"
 }
 
 // report asks this node or all nodes once.

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"time"
 
 	"k8s.io/client-go/tools/remotecommand"
 	utilexec "k8s.io/client-go/util/exec"
@@ -56,10 +57,19 @@ func (c *Client) Exec(ctx context.Context, r ExecRequest) error {
 		return nil
 	case errors.As(err, &code) && code.Exited():
 		return &ExitError{Code: code.ExitStatus()}
-	case ctx.Err() != nil:
+	case ended(ctx):
 		return context.Cause(ctx)
 	}
 	return fmt.Errorf("exec %s/%s: %w", r.Namespace, r.Pod, err)
+}
+
+// ended says whether the context has ended. A connection that was given its
+// deadline may notice a moment earlier.
+func ended(ctx context.Context) bool {
+	if d, ok := ctx.Deadline(); ok && !time.Now().Before(d) {
+		<-ctx.Done()
+	}
+	return ctx.Err() != nil
 }
 
 // executor prefers WebSockets and falls back to SPDY, which API servers before
