@@ -70,10 +70,11 @@ type Agent struct {
 	routesLoop   *reconcile.Loop[*table.Route]
 	endpointLoop *reconcile.Loop[*table.Endpoint]
 
-	gate    *health.Gate
-	peers   *health.Peers
-	memFile memoryFile
-	reports chan report
+	gate      *health.Gate
+	healthIPs []netip.Addr // of the health endpoint as made last; only followNode's
+	peers     *health.Peers
+	memFile   memoryFile
+	reports   chan report
 	// openGate is closed when the node may be marked ready at the API server.
 	openGate  chan struct{}
 	openOnce  sync.Once
@@ -363,7 +364,7 @@ func (a *Agent) awaitCNI(ctx context.Context) error {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		err := askStatus(ctx, a.opts.Paths.cniSocket())
+		err := cniCall(ctx, a.opts.Paths.cniSocket(), cni.Request{Command: "STATUS"}, &cni.Response{})
 		if err == nil {
 			return nil
 		}
@@ -375,8 +376,8 @@ func (a *Agent) awaitCNI(ctx context.Context) error {
 	}
 }
 
-// askStatus has the CNI server answer a STATUS, whatever it says.
-func askStatus(ctx context.Context, socket string) error {
+// cniCall makes one request of the CNI server, as the plugin does.
+func cniCall(ctx context.Context, socket string, req cni.Request, resp *cni.Response) error {
 	c, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
 	if err != nil {
 		return err
@@ -387,10 +388,10 @@ func askStatus(ctx context.Context, socket string) error {
 			return err
 		}
 	}
-	if err := cni.WriteMessage(c, cni.Request{Command: "STATUS"}); err != nil {
+	if err := cni.WriteMessage(c, req); err != nil {
 		return err
 	}
-	return cni.ReadMessage(c, &cni.Response{})
+	return cni.ReadMessage(c, resp)
 }
 
 // background starts everything that nobody waits for.

@@ -118,6 +118,9 @@ func (a *Agent) ensureHealth(ctx context.Context) ([]netip.Addr, error) {
 		return nil, fmt.Errorf("network namespace of the health endpoint: %w: `weft-agent init` makes it, the DaemonSet's first container", err)
 	}
 	ips := a.endpoints.HealthAddrs()
+	if slices.Equal(a.healthIPs, ips) {
+		return ips, nil
+	}
 	_, err := a.endpoints.Add(ctx, endpoint.AddRequest{
 		Kind: table.EndpointHealth, ContainerID: healthContainer, IfName: "eth0", Netns: a.opts.Paths.HealthNetns,
 		Namespace: "weft", Pod: "health", IPs: ips,
@@ -125,6 +128,7 @@ func (a *Agent) ensureHealth(ctx context.Context) ([]netip.Addr, error) {
 	if err != nil {
 		return nil, fmt.Errorf("health endpoint: %w", err)
 	}
+	a.healthIPs = ips
 	return ips, nil
 }
 

@@ -20,6 +20,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -118,13 +119,24 @@ func (s *Server) run(name string, cmd *exec.Cmd) {
 	}
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
+	// The kernel counts the thread that started it as a process' parent
+	// (prctl(2), PR_SET_PDEATHSIG), so that thread is kept.
+	started, end := make(chan error, 1), make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		started <- cmd.Start()
+		<-end
+	}()
+	if err := <-started; err != nil {
+		close(end)
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		_ = log.Close()
+		close(end)
 	})
 }
 
@@ -162,7 +174,8 @@ func (s *Server) Restart() {
 		"--cert-dir="+filepath.Join(s.dir, "certs"), "--token-auth-file="+filepath.Join(s.dir, "tokens.csv"),
 		"--service-account-issuer=https://t", "--service-account-key-file="+key, "--service-account-signing-key-file="+key,
 		"--service-cluster-ip-range=10.96.0.0/24", "--disable-admission-plugins=ServiceAccount",
-		"--authorization-mode=RBAC", "--shutdown-delay-duration=0s")
+		"--authorization-mode=RBAC", "--shutdown-delay-duration=0s",
+		"--endpoint-reconciler-type=none")
 	s.run("apiserver", s.cmd)
 	s.client = &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
 		// The certificate is the server's own and of this minute.
