@@ -46,7 +46,7 @@ func Main(version string) int {
 	if err == nil {
 		return 0
 	}
-	if code, ok := errors.AsType[exitCode](err); ok {
+	if code, ok := errors.AsType[exitError](err); ok {
 		return int(code) // the command said itself what is wrong
 	}
 	fmt.Fprintln(os.Stderr, "weft-lab:", err)
@@ -191,10 +191,10 @@ func (a *app) list() *cobra.Command {
 	}
 }
 
-// exitCode is how a command of the user's ended.
-type exitCode int
+// exitError is how a command of the user's ended.
+type exitError int
 
-func (c exitCode) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
+func (c exitError) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
 
 // afterDash drops the -- that may stand before a command.
 func afterDash(args []string) []string {
@@ -221,7 +221,7 @@ func (a *app) exec() *cobra.Command {
 			}
 			err = l.Exec(cmd.Context(), args[0], argv)
 			if code, ok := host.ExitCode(err); ok {
-				return exitCode(code)
+				return exitError(code)
 			}
 			return err
 		},
