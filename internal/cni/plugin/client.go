@@ -3,6 +3,7 @@
 package plugin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -63,6 +64,7 @@ func (c *client) ask(ctx context.Context, req cni.Request) (*cni.Response, error
 // reach is ask with *downError for an agent that cannot be reached.
 func (c *client) reach(ctx context.Context, req cni.Request) (*cni.Response, error) {
 	until := time.Now().Add(c.dialFor)
+	var before error // of the last attempt that ctx did not cut short
 	for {
 		resp, err := c.once(ctx, req)
 		var down *downError
@@ -72,7 +74,10 @@ func (c *client) reach(ctx context.Context, req cni.Request) (*cni.Response, err
 		if err == nil || !errors.As(err, &down) {
 			return resp, err
 		}
-		if ctx.Err() != nil || time.Now().After(until) {
+		if over(ctx) {
+			return nil, cmp.Or(before, err)
+		}
+		if before = err; time.Now().After(until) {
 			return nil, err
 		}
 		t := time.NewTimer(redial)
@@ -83,6 +88,13 @@ func (c *client) reach(ctx context.Context, req cni.Request) (*cni.Response, err
 			return nil, err
 		}
 	}
+}
+
+// over reports that ctx has ended or is about to: its timer may fire a moment
+// after a dial that gave up at its deadline.
+func over(ctx context.Context) bool {
+	d, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && !time.Now().Before(d)
 }
 
 func (c *client) once(ctx context.Context, req cni.Request) (*cni.Response, error) {
