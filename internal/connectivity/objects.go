@@ -25,6 +25,8 @@ const (
 	labelRun    = "weft.dev/connectivity-run"
 	labelRole   = "weft.dev/connectivity-role"
 	partOf      = "weft-connectivity"
+	// annotationNode says which node's Service it is.
+	annotationNode = "weft.dev/connectivity-node"
 )
 
 // Roles of the probes, also the names of their DaemonSets.
@@ -143,9 +145,11 @@ func (r *runner) service(i int) *corev1.Service {
 	for name, proto := range map[string]corev1.Protocol{"tcp": corev1.ProtocolTCP, "udp": corev1.ProtocolUDP} {
 		ports = append(ports, corev1.ServicePort{Name: name, Protocol: proto, Port: int32(r.opts.Port), TargetPort: intstr.FromInt32(int32(r.opts.Port))})
 	}
+	meta := r.meta(hairpinName(i), nil)
+	meta.Annotations = map[string]string{annotationNode: r.topo.Nodes[i].Name}
 	return &corev1.Service{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Service"},
-		ObjectMeta: r.meta(hairpinName(i), nil),
+		ObjectMeta: meta,
 		Spec:       corev1.ServiceSpec{IPFamilyPolicy: &dual, Ports: ports},
 	}
 }

@@ -37,14 +37,14 @@ func (r *runner) adopt(ctx context.Context) error {
 	if err := r.api.Get(ctx, "/api/v1/namespaces/"+Namespace+"/pods?"+q.Encode(), &pods); err != nil {
 		return err
 	}
-	r.topo.Nodes = slices.DeleteFunc(r.topo.Nodes, func(n Node) bool {
-		return !slices.ContainsFunc(pods.Items, func(p corev1.Pod) bool { return p.Spec.NodeName == n.Name })
-	})
-	if len(r.topo.Nodes) == 0 {
+	if err := r.findHairpins(ctx, q); err != nil {
+		return err
+	}
+	if len(r.topo.Nodes) == 0 || len(pods.Items) == 0 {
 		return fmt.Errorf("namespace %s has no probes to use again: delete it and run the test with --keep", Namespace)
 	}
 	r.placePods(pods.Items)
-	return r.findHairpins(ctx)
+	return nil
 }
 
 // readSecrets reads token and port from what the probes were told.
@@ -72,17 +72,24 @@ func (r *runner) readSecrets(ctx context.Context) error {
 	return nil
 }
 
-func (r *runner) findHairpins(ctx context.Context) error {
+// findHairpins reads each node's Service. The nodes that have one are those of
+// the run before; one of them whose probes are gone fails, it is not left out.
+func (r *runner) findHairpins(ctx context.Context, q url.Values) error {
+	var list corev1.ServiceList
+	if err := r.api.Get(ctx, "/api/v1/namespaces/"+Namespace+"/services?"+q.Encode(), &list); err != nil {
+		return err
+	}
+	byNode := map[string]Service{}
+	for i := range list.Items {
+		svc := &list.Items[i]
+		byNode[svc.Annotations[annotationNode]] = Service{Name: svc.Name, Addrs: parseAddrs(svc.Spec.ClusterIPs), Port: r.opts.Port}
+	}
+	r.topo.Nodes = slices.DeleteFunc(r.topo.Nodes, func(n Node) bool {
+		_, had := byNode[n.Name]
+		return !had
+	})
 	for i := range r.topo.Nodes {
-		n := &r.topo.Nodes[i]
-		var svc corev1.Service
-		err := r.api.Get(ctx, "/api/v1/namespaces/"+Namespace+"/services/"+hairpinName(i), &svc)
-		n.Hairpin = Service{Name: hairpinName(i), Addrs: parseAddrs(svc.Spec.ClusterIPs), Port: r.opts.Port}
-		if r.api.Gone(err) {
-			n.Hairpin.Why = fmt.Sprintf("there is no Service %s/%s", Namespace, hairpinName(i))
-		} else if err != nil {
-			return err
-		}
+		r.topo.Nodes[i].Hairpin = byNode[r.topo.Nodes[i].Name]
 	}
 	return nil
 }

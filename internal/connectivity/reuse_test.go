@@ -87,7 +87,7 @@ func newKeptCluster() *keptCluster {
 			"status":{"podIPs":[{"ip":"10.0.1.%d"}],"containerStatuses":[{"state":{"running":{}}}]}}`, role, role, i+10))
 	}
 	k.objects[ns+"/pods"] = `{"items":[` + strings.Join(pods, ",") + `]}`
-	k.objects[ns+"/services/hairpin-0"] = `{"spec":{"clusterIPs":["10.96.7.7"]}}`
+	k.objects[ns+"/services"] = `{"items":[{"metadata":{"name":"hairpin-0","annotations":{"weft.dev/connectivity-node":"n1"}},"spec":{"clusterIPs":["10.96.7.7"]}}]}`
 	return k
 }
 
@@ -130,5 +130,28 @@ func TestReuseWithoutProbesIsRefused(t *testing.T) {
 	k.objects["/api/v1/namespaces/weft-connectivity/pods"] = `{"items":[]}`
 	if _, err := connectivity.Run(t.Context(), k, options(), silent{}); err == nil || !strings.Contains(err.Error(), "--keep") {
 		t.Errorf("without pods: %v; want a word on --keep", err)
+	}
+}
+
+// Guards against a node that drops out of the test, unheard, with its probes.
+func TestReuseMissesLostProbes(t *testing.T) {
+	k := newKeptCluster()
+	list := k.objects["/api/v1/namespaces/weft-connectivity/services"]
+	k.objects["/api/v1/namespaces/weft-connectivity/services"] = strings.Replace(list, `{"items":[`,
+		`{"items":[{"metadata":{"name":"hairpin-1","annotations":{"weft.dev/connectivity-node":"n2"}},"spec":{"clusterIPs":["10.96.7.8"]}},`, 1)
+	rep, err := connectivity.Run(t.Context(), k, options(), silent{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rep.OK() {
+		t.Fatalf("%s, though n2 has lost its probes", rep.Summary())
+	}
+	for _, row := range rep.Rows {
+		if row.Outcome == connectivity.Failed && row.From.Node != "n2" && row.To.Node != "n2" {
+			t.Errorf("blamed %s: %s", row.Pair(), row.Error)
+		}
+		if row.Path == connectivity.Hairpin && row.From.Node == "n1" && row.Outcome == connectivity.Passed && row.Addr.String() != "10.96.7.7" {
+			t.Errorf("n1's pod went through the Service at %s", row.Addr)
+		}
 	}
 }
