@@ -2,7 +2,7 @@
 /* Programs of the node's devices. */
 
 /* What comes in. All but IP, and all of a family that is off, is the stack's. */
-SEC("tcx/ingress")
+SEC("tc")
 int from_net(struct __sk_buff *skb)
 {
 	struct report r = {};
@@ -17,7 +17,7 @@ int from_net(struct __sk_buff *skb)
 }
 
 /* What goes out. */
-SEC("tcx/egress")
+SEC("tc")
 int to_net(struct __sk_buff *skb)
 {
 	struct report r = {};

@@ -2,7 +2,7 @@
 /* Programs of a pod's device, host's end. */
 
 /* What a pod sends. */
-SEC("tcx/ingress")
+SEC("tc")
 int from_pod(struct __sk_buff *skb)
 {
 	struct report r = {};
@@ -29,7 +29,7 @@ int from_pod(struct __sk_buff *skb)
 }
 
 /* What the node's stack sends to a pod, and our own answers, which carry the mark. */
-SEC("tcx/egress")
+SEC("tc")
 int to_pod(struct __sk_buff *skb)
 {
 	struct report r = {};

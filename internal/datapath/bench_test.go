@@ -83,3 +83,19 @@ func establish(n *node, hook reason.Hook, dev netlink.Link, src, dst netip.AddrP
 	n.quiet(hook, dev, send(src, dst, frame.ACK))
 	return send(src, dst, frame.ACK)
 }
+
+// BenchmarkAttach measures what a CNI ADD pays for the programs of its pod.
+func BenchmarkAttach(b *testing.B) {
+	o := both
+	o.Root = newRoot(b)
+	d := open(b, o)
+	for i := 0; b.Loop(); i++ {
+		b.StopTimer()
+		name := fmt.Sprintf("lxc%d", i)
+		l := newVeth(b, name)
+		b.StartTimer()
+		if err := d.AttachEndpoint(name, l.Attrs().Index); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -108,6 +108,8 @@ func TestScanStaysYoung(t *testing.T) {
 		if row := n.ct(); row.Flags != "rst" || row.Expires > 11*time.Second {
 			t.Errorf("refused: %+v", row)
 		}
+		c.out(c.tcp(frame.RST), reason.Neigh) // some scanners do
+		n.wantTables(1, 0)
 		c.out(c.tcp(frame.SYN), reason.Neigh, reason.CTNew) // tried again
 	})
 }

@@ -31,18 +31,33 @@ type Options struct {
 type Datapath struct {
 	root     string
 	log      *slog.Logger
+	features features
 	maps     *maps.Set
 	programs map[reason.Hook]*ebpf.Program
 
-	mu      sync.Mutex
-	wanted  map[string]wantedDevice // by device name
-	devices bool                    // SyncDevices was called: devices of the node are known
+	mu     sync.Mutex
+	wanted map[string]wantedDevice // by device name
 }
 
 // wantedDevice is a device that must carry a pair of hooks.
 type wantedDevice struct {
 	index int
 	hooks []reason.Hook
+	tcx   bool // by pinned links; else by clsact filters
+}
+
+// features are what a kernel may lack: without tcx the node's devices carry
+// clsact filters too; without skipNeigh a lookup needlessly finds the neighbour.
+type features struct{ tcx, skipNeigh bool }
+
+// fibLookupSkipNeigh is BPF_FIB_LOOKUP_SKIP_NEIGH of linux/bpf.h.
+const fibLookupSkipNeigh = 1 << 2
+
+func (f features) fibFlags() uint32 {
+	if f.skipNeigh {
+		return fibLookupSkipNeigh
+	}
+	return 0
 }
 
 // Device is a device of the node that carries from_net and to_net.
@@ -52,7 +67,7 @@ type Device struct {
 }
 
 // Open checks what the kernel can do, reuses or makes the pinned maps, loads
-// the programs and puts them into all pinned links. A map of another layout is
+// the programs and puts them into all hooks that an earlier agent attached. A map of another layout is
 // replaced, which is logged: connections then start anew on the stack path.
 // Where only a capacity changed, the entries are carried over.
 //
@@ -68,15 +83,19 @@ func Open(o Options) (*Datapath, error) {
 	if !o.IPv4 && !o.IPv6 {
 		return nil, errors.New("datapath: IPv4 and IPv6 are both off; enable ipv4.enabled or ipv6.enabled")
 	}
-	if err := probe(o.Root); err != nil {
+	has, err := probe(o.Root)
+	if err != nil {
 		return nil, fmt.Errorf("datapath: %w", err)
+	}
+	if !has.tcx {
+		o.Log.Warn("The kernel has no tcx: programs of others on clsact hooks can come before Weft's", "since", "Linux 6.6")
 	}
 	unlock, err := lockRoot(o.Root)
 	if err != nil {
 		return nil, fmt.Errorf("datapath: %w", err)
 	}
 	defer unlock()
-	spec, err := loadSpec(o)
+	spec, err := loadSpec(o, has)
 	if err != nil {
 		return nil, fmt.Errorf("datapath: %w", err)
 	}
@@ -88,7 +107,7 @@ func Open(o Options) (*Datapath, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("datapath: %w", err), raw.close())
 	}
-	d := &Datapath{root: o.Root, log: o.Log, maps: set, wanted: map[string]wantedDevice{}}
+	d := &Datapath{root: o.Root, log: o.Log, features: has, maps: set, wanted: map[string]wantedDevice{}}
 	if err := d.start(spec, raw); err != nil {
 		return nil, errors.Join(fmt.Errorf("datapath: %w", err), d.Close())
 	}
@@ -114,7 +133,7 @@ func (d *Datapath) start(spec *ebpf.CollectionSpec, raw *mapFiles) error {
 	if err := raw.commit(d.root); err != nil {
 		return err
 	}
-	return d.swapLinks()
+	return d.swap()
 }
 
 // Maps returns the maps, valid until Close.
@@ -136,7 +155,7 @@ func (d *Datapath) Close() error {
 }
 
 // loadSpec parses the embedded object and applies sizes and capabilities.
-func loadSpec(o Options) (*ebpf.CollectionSpec, error) {
+func loadSpec(o Options, has features) (*ebpf.CollectionSpec, error) {
 	spec, err := object.LoadDatapath()
 	if err != nil {
 		return nil, err
@@ -151,7 +170,7 @@ func loadSpec(o Options) (*ebpf.CollectionSpec, error) {
 	for name, v := range map[string]any{
 		object.DatapathVarEnableIpv4: o.IPv4,
 		object.DatapathVarEnableIpv6: o.IPv6,
-		object.DatapathVarFibFlags:   fibFlags(),
+		object.DatapathVarFibFlags:   has.fibFlags(),
 	} {
 		if err := spec.Variables[name].Set(v); err != nil {
 			return nil, fmt.Errorf("constant %s: %w", name, err)
@@ -175,7 +194,7 @@ func shrinkUnused(o Options, spec *ebpf.CollectionSpec) {
 func explainLoad(err error) error {
 	var ve *ebpf.VerifierError
 	if errors.As(err, &ve) {
-		return fmt.Errorf("the kernel refused a program, which is a defect of Weft or a kernel older than 6.6: %+v", ve)
+		return fmt.Errorf("the kernel refused a program, which is a defect of Weft or a kernel older than 6.1: %+v", ve)
 	}
 	return fmt.Errorf("load programs: %w", err)
 }

@@ -10,7 +10,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
-	"github.com/cilium/ebpf/features"
+	ebpffeatures "github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -21,7 +21,31 @@ const bpfFSMagic = 0xcafe4a11
 
 // probe checks what the programs need. Each error says what is missing and what
 // to do about it; features are tried, versions never compared.
-func probe(root string) error {
+func probe(root string) (features, error) {
+	if err := probeBPFFS(root); err != nil {
+		return features{}, err
+	}
+	for _, m := range []ebpf.MapType{ebpf.LRUHash, ebpf.LPMTrie, ebpf.RingBuf, ebpf.PerCPUArray} {
+		if err := ebpffeatures.HaveMapType(m); err != nil {
+			return features{}, missing(fmt.Sprintf("map type %s", m), err)
+		}
+	}
+	for _, h := range []asm.BuiltinFunc{
+		asm.FnRedirectPeer, asm.FnRedirectNeigh, asm.FnFibLookup, asm.FnKtimeGetCoarseNs, asm.FnRingbufReserve,
+		asm.FnSkbChangeTail, asm.FnSkbAdjustRoom, asm.FnCsumDiff,
+	} {
+		if err := ebpffeatures.HaveProgramHelper(ebpf.SchedCLS, h); err != nil {
+			return features{}, missing(fmt.Sprintf("BPF helper %s", h), err)
+		}
+	}
+	skip, err := haveSkipNeigh()
+	if err != nil {
+		return features{}, missing("bpf_fib_lookup", err)
+	}
+	return features{tcx: haveTCX() == nil, skipNeigh: skip}, nil
+}
+
+func probeBPFFS(root string) error {
 	dir := root
 	for {
 		var st unix.Statfs_t
@@ -36,32 +60,15 @@ func probe(root string) error {
 		if uint32(st.Type) != bpfFSMagic {
 			return fmt.Errorf("bpffs: %s is on another file system, where pins cannot live; run: mount -t bpf bpf /sys/fs/bpf", root)
 		}
-		break
+		return nil
 	}
-	for _, m := range []ebpf.MapType{ebpf.LRUHash, ebpf.LPMTrie, ebpf.RingBuf, ebpf.PerCPUArray} {
-		if err := features.HaveMapType(m); err != nil {
-			return missing(fmt.Sprintf("map type %s", m), err)
-		}
-	}
-	for _, h := range []asm.BuiltinFunc{
-		asm.FnRedirectPeer, asm.FnRedirectNeigh, asm.FnFibLookup, asm.FnKtimeGetCoarseNs, asm.FnRingbufReserve,
-		asm.FnSkbChangeTail, asm.FnSkbAdjustRoom, asm.FnCsumDiff,
-	} {
-		if err := features.HaveProgramHelper(ebpf.SchedCLS, h); err != nil {
-			return missing(fmt.Sprintf("BPF helper %s", h), err)
-		}
-	}
-	if err := haveTCX(); err != nil {
-		return missing("tcx (attaching programs by link)", err)
-	}
-	return nil
 }
 
 func missing(what string, err error) error {
 	if errors.Is(err, os.ErrPermission) {
 		return fmt.Errorf("%s: %w; the agent needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or to be privileged)", what, err)
 	}
-	return fmt.Errorf("%s: %w; Weft needs Linux 6.6 or newer with CONFIG_NET_XGRESS, CONFIG_BPF_SYSCALL and CONFIG_BPF_JIT", what, err)
+	return fmt.Errorf("%s: %w; Weft needs Linux 6.1 or newer with CONFIG_BPF_SYSCALL, CONFIG_BPF_JIT, CONFIG_NET_CLS_ACT and CONFIG_NET_CLS_BPF", what, err)
 }
 
 // haveTCX asks the loopback device what runs on its tcx hook: a kernel without
@@ -72,12 +79,31 @@ func haveTCX() error {
 	return err
 }
 
-// Flags of bpf_fib_lookup.
-const fibLookupSkipNeigh = 1 << 2
-
-// fibFlags returns the flags that the kernel knows. BPF_FIB_LOOKUP_SKIP_NEIGH is
-// as old as tcx, so a kernel that passed probe has it.
-func fibFlags() uint32 { return fibLookupSkipNeigh }
+// haveSkipNeigh asks bpf_fib_lookup about a device that does not exist: a kernel
+// that knows BPF_FIB_LOOKUP_SKIP_NEIGH says ENODEV, an older one EINVAL.
+func haveSkipNeigh() (bool, error) {
+	const params = 64 // sizeof(struct bpf_fib_lookup)
+	insns := asm.Instructions{}
+	for off := int16(-params); off < 0; off += 4 {
+		insns = append(insns, asm.StoreImm(asm.R10, off, 0, asm.Word))
+	}
+	insns = append(insns,
+		asm.StoreImm(asm.R10, -params, unix.AF_INET, asm.Byte),
+		asm.Mov.Reg(asm.R2, asm.R10), asm.Add.Imm(asm.R2, -params),
+		asm.Mov.Imm(asm.R3, params), asm.Mov.Imm(asm.R4, fibLookupSkipNeigh),
+		asm.FnFibLookup.Call(), asm.Return(),
+	)
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: "weft_probe", Type: ebpf.SchedCLS, License: "GPL", Instructions: insns})
+	if err != nil {
+		return false, err
+	}
+	defer p.Close()
+	got, err := p.Run(&ebpf.RunOptions{Data: make([]byte, 64)})
+	if err != nil {
+		return false, err
+	}
+	return int32(got) == -int32(unix.ENODEV), nil
+}
 
 func flock(fd int) error {
 	for {
@@ -112,4 +138,17 @@ func detachLink(l link.Link) error {
 		return nil
 	}
 	return d.Detach()
+}
+
+// indexOf returns the index of a device, 0 if there is none of the name.
+func indexOf(name string) (int, error) {
+	l, err := netlink.LinkByName(name)
+	var none netlink.LinkNotFoundError
+	if errors.As(err, &none) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	return l.Attrs().Index, nil
 }

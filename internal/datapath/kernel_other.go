@@ -7,13 +7,24 @@ package datapath
 import (
 	"errors"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+
+	"github.com/weft-net/weft/internal/datapath/reason"
 )
 
 // The command line is built for other systems too; the datapath is Linux.
 
-func probe(string) error         { return errors.ErrUnsupported }
-func fibFlags() uint32           { return 0 }
-func flock(int) error            { return errors.ErrUnsupported }
-func checkEthernet(int) error    { return errors.ErrUnsupported }
-func detachLink(link.Link) error { return errors.ErrUnsupported }
+func probe(string) (features, error)         { return features{}, errors.ErrUnsupported }
+func flock(int) error                        { return errors.ErrUnsupported }
+func checkEthernet(int) error                { return errors.ErrUnsupported }
+func detachLink(link.Link) error             { return errors.ErrUnsupported }
+func indexOf(string) (int, error)            { return 0, errors.ErrUnsupported }
+func removeFilters(int, []reason.Hook) error { return errors.ErrUnsupported }
+func removeAllFilters() error                { return errors.ErrUnsupported }
+
+func attachFilter(int, reason.Hook, *ebpf.Program) error { return errors.ErrUnsupported }
+
+func swapFilters(map[reason.Hook]*ebpf.Program) (int, error) { return 0, errors.ErrUnsupported }
+
+func runningFilters(int, reason.Hook) ([]ebpf.ProgramID, error) { return nil, errors.ErrUnsupported }

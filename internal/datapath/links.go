@@ -42,33 +42,46 @@ func parseLinkName(name string) (device string, h reason.Hook, ok bool) {
 	return "", 0, false
 }
 
-// AttachEndpoint puts from_pod and to_pod onto the host's end of an endpoint.
-// It may be called again, also after the device was replaced by another of the
-// same name.
+// AttachEndpoint puts from_pod and to_pod onto the host's end of an endpoint, by
+// clsact filters: attaching a tcx link waits 16 ms for an RCU grace period, with
+// the lock held that every other pod's device needs (decision 0006). It may be
+// called again, also after the device was replaced by another of the same name.
 func (d *Datapath) AttachEndpoint(ifname string, ifindex int) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	unlock, err := lockRoot(d.root)
-	if err != nil {
+	if err := checkEthernet(ifindex); err != nil {
 		return fmt.Errorf("attach %s: %w", ifname, err)
 	}
-	defer unlock()
-	if err := d.attachAll(ifname, ifindex, podHooks); err != nil {
+	if err := d.attachFilters(ifindex, podHooks); err != nil {
 		return fmt.Errorf("attach %s: %w", ifname, err)
+	}
+	d.wanted[ifname] = wantedDevice{index: ifindex, hooks: podHooks}
+	return nil
+}
+
+func (d *Datapath) attachFilters(ifindex int, hooks []reason.Hook) error {
+	for _, h := range hooks {
+		if err := attachFilter(ifindex, h, d.programs[h]); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// DetachEndpoint takes the programs off. One that is not attached is no error.
+// DetachEndpoint takes the programs off. One that is not attached, or whose
+// device is gone, is no error.
 func (d *Datapath) DetachEndpoint(ifname string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	unlock, err := lockRoot(d.root)
+	delete(d.wanted, ifname)
+	index, err := indexOf(ifname)
 	if err != nil {
 		return fmt.Errorf("detach %s: %w", ifname, err)
 	}
-	defer unlock()
-	if err := d.detachAll(ifname, podHooks); err != nil {
+	if index == 0 {
+		return nil
+	}
+	if err := removeFilters(index, podHooks); err != nil {
 		return fmt.Errorf("detach %s: %w", ifname, err)
 	}
 	return nil
@@ -88,35 +101,55 @@ func (d *Datapath) SyncDevices(devs []Device) error {
 	var errs []error
 	for _, dev := range devs {
 		keep[dev.Name] = true
-		if err := d.attachAll(dev.Name, dev.Index, netHooks); err != nil {
+		if err := d.attachDevice(dev); err != nil {
 			errs = append(errs, fmt.Errorf("device %s: %w", dev.Name, err))
 		}
 	}
 	names, err := d.pinnedDevices(netHooks)
 	errs = append(errs, err)
-	for _, name := range names {
-		if !keep[name] {
-			errs = append(errs, d.detachAll(name, netHooks))
+	for name, w := range d.wanted {
+		if w.hooks[0] == netHooks[0] {
+			names = append(names, name)
 		}
 	}
-	d.devices = true
+	for _, name := range names {
+		if !keep[name] {
+			errs = append(errs, d.detachDevice(name))
+		}
+	}
 	return errors.Join(errs...)
 }
 
-func (d *Datapath) attachAll(ifname string, ifindex int, hooks []reason.Hook) error {
-	if ifname == "" || strings.ContainsAny(ifname, "/.") {
-		return fmt.Errorf("device name %q cannot name a pin: rename it without dots and slashes", ifname)
+func (d *Datapath) attachDevice(dev Device) error {
+	if dev.Name == "" || strings.ContainsAny(dev.Name, "/.") {
+		return fmt.Errorf("name %q cannot name a pin: rename the device without dots and slashes", dev.Name)
 	}
-	if err := checkEthernet(ifindex); err != nil {
+	if err := checkEthernet(dev.Index); err != nil {
 		return err
 	}
-	for _, h := range hooks {
-		if err := d.attach(ifname, ifindex, h); err != nil {
+	d.wanted[dev.Name] = wantedDevice{dev.Index, netHooks, d.features.tcx}
+	if !d.features.tcx {
+		return d.attachFilters(dev.Index, netHooks)
+	}
+	for _, h := range netHooks {
+		if err := d.attach(dev.Name, dev.Index, h); err != nil {
 			return fmt.Errorf("%s: %w", h, err)
 		}
 	}
-	d.wanted[ifname] = wantedDevice{ifindex, hooks}
-	return nil
+	return removeFilters(dev.Index, netHooks) // of a time when the kernel had no tcx
+}
+
+func (d *Datapath) detachDevice(name string) error {
+	w, known := d.wanted[name]
+	delete(d.wanted, name)
+	var errs []error
+	for _, h := range netHooks {
+		errs = append(errs, removeLink(filepath.Join(d.root, linksDir, linkName(name, h))))
+	}
+	if known && !w.tcx {
+		errs = append(errs, removeFilters(w.index, netHooks))
+	}
+	return errors.Join(errs...)
 }
 
 // attach makes one hook of a device run the current program, first in line. A
@@ -178,15 +211,6 @@ func updateLink(l link.Link, p *ebpf.Program) error {
 	return l.Update(p)
 }
 
-func (d *Datapath) detachAll(ifname string, hooks []reason.Hook) error {
-	delete(d.wanted, ifname)
-	var errs []error
-	for _, h := range hooks {
-		errs = append(errs, removeLink(filepath.Join(d.root, linksDir, linkName(ifname, h))))
-	}
-	return errors.Join(errs...)
-}
-
 // removeLink detaches and unpins. Unpinning alone would leave the program
 // attached for as long as anybody holds the link open.
 func removeLink(path string) error {
@@ -220,8 +244,14 @@ func (d *Datapath) pinnedDevices(hooks []reason.Hook) ([]string, error) {
 	return names, nil
 }
 
-// swapLinks puts the programs just loaded into all links that an earlier agent
-// pinned. Links of devices that are gone are unpinned.
+// swap puts the programs just loaded into whatever an earlier agent attached.
+func (d *Datapath) swap() error {
+	n, err := swapFilters(d.programs)
+	d.log.Info("Took over filters", "swapped", n)
+	return errors.Join(err, d.swapLinks())
+}
+
+// swapLinks is swap for pinned links. Those of devices that are gone are unpinned.
 func (d *Datapath) swapLinks() error {
 	files, err := os.ReadDir(filepath.Join(d.root, linksDir))
 	if err != nil {
@@ -264,7 +294,7 @@ func (d *Datapath) swapLink(path string, h reason.Hook) (dead bool, err error) {
 	return false, updateLink(l, d.programs[h])
 }
 
-// Unload detaches every link and removes every pin under root. What is not
+// Unload takes the programs off every device and removes every pin under root. What is not
 // there is no error; the bpffs itself stays mounted.
 func Unload(root string) error {
 	if root == "" {
@@ -278,7 +308,7 @@ func Unload(root string) error {
 		return fmt.Errorf("unload: %w", err)
 	}
 	defer unlock()
-	var errs []error
+	errs := []error{removeAllFilters()}
 	files, err := os.ReadDir(filepath.Join(root, linksDir))
 	errs = append(errs, err)
 	for _, f := range files {

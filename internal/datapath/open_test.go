@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -15,6 +16,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	bpflink "github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 
 	"github.com/weft-net/weft/internal/datapath"
 	"github.com/weft-net/weft/internal/datapath/frame"
@@ -40,6 +42,22 @@ func attached(t *testing.T, ifindex int, at ebpf.AttachType) []ebpf.ProgramID {
 	return ids
 }
 
+// filtered is attached for what clsact runs.
+func filtered(t *testing.T, l netlink.Link, parent uint32) []ebpf.ProgramID {
+	t.Helper()
+	fs, err := netlink.FilterList(l, parent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ids []ebpf.ProgramID
+	for _, f := range fs {
+		if b, ok := f.(*netlink.BpfFilter); ok && b.Handle != 0 {
+			ids = append(ids, ebpf.ProgramID(b.Id))
+		}
+	}
+	return ids
+}
+
 // TestReopenKeepsState guards against a restart of the agent that loses
 // connections, detaches a program, or leaves an old one running.
 func TestReopenKeepsState(t *testing.T) {
@@ -60,11 +78,14 @@ func TestReopenKeepsState(t *testing.T) {
 	if err := first.SetConfig(maps.Config{Trace: maps.TraceAll}); err != nil {
 		t.Fatal(err)
 	}
-	old := attached(t, pod.Attrs().Index, ebpf.AttachTCXIngress)
+	old, oldEth := filtered(t, pod, netlink.HANDLE_MIN_INGRESS), attached(t, eth.Attrs().Index, ebpf.AttachTCXIngress)
 
 	second := open(t, o)
-	if now := attached(t, pod.Attrs().Index, ebpf.AttachTCXIngress); len(now) != 1 || now[0] == old[0] {
+	if now := filtered(t, pod, netlink.HANDLE_MIN_INGRESS); len(old) != 1 || len(now) != 1 || now[0] == old[0] {
 		t.Errorf("programs at the pod before %v, after %v: want one, another", old, now)
+	}
+	if now := attached(t, eth.Attrs().Index, ebpf.AttachTCXIngress); len(oldEth) != 1 || len(now) != 1 || now[0] == oldEth[0] {
+		t.Errorf("programs at the device before %v, after %v: want one, another", oldEth, now)
 	}
 	rows, err := second.Maps().IPCache.List()
 	if err != nil || len(rows) != 1 || rows[0] != row {
@@ -93,23 +114,53 @@ func TestDeviceReplaced(t *testing.T) {
 	o := both
 	o.Root = newRoot(t)
 	d := open(t, o)
-	first := newVeth(t, "lxcd")
-	if err := d.AttachEndpoint("lxcd", first.Attrs().Index); err != nil {
-		t.Fatal(err)
+	sync := func(pod, eth netlink.Link) {
+		t.Helper()
+		if err := d.AttachEndpoint("lxcd", pod.Attrs().Index); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.SyncDevices([]datapath.Device{{Name: "ethd", Index: eth.Attrs().Index}}); err != nil {
+			t.Fatal(err)
+		}
+		if p := d.Verify(context.Background()); len(p) != 0 {
+			t.Errorf("problems: %v", p)
+		}
 	}
+	sync(newVeth(t, "lxcd"), newVeth(t, "ethd"))
+	sync(newVeth(t, "lxcd"), newVeth(t, "ethd"))
 	ip(t, "link del lxcd")
-	second := newVeth(t, "lxcd")
-	if err := d.AttachEndpoint("lxcd", second.Attrs().Index); err != nil {
-		t.Fatal(err)
+	ip(t, "link del ethd")
+	if err := d.DetachEndpoint("lxcd"); err != nil {
+		t.Errorf("detach from a device that is gone: %v", err)
 	}
-	if ids := attached(t, second.Attrs().Index, ebpf.AttachTCXEgress); len(ids) != 1 {
-		t.Errorf("programs at the new device: %v", ids)
-	}
-	ip(t, "link del lxcd")
 	open(t, o)
 	left, err := os.ReadDir(filepath.Join(o.Root, "links"))
 	if err != nil || len(left) != 0 {
 		t.Errorf("links of a device that is gone: %v %v", left, err)
+	}
+}
+
+// foreign loads a program of somebody else's.
+func foreign(t *testing.T) *ebpf.Program {
+	t.Helper()
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: "somebodys", Type: ebpf.SchedCLS, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.Close() })
+	return p
+}
+
+// wantProblem wants Verify to find one thing and say text about it.
+func wantProblem(t *testing.T, d *datapath.Datapath, text string) {
+	t.Helper()
+	p := d.Verify(context.Background())
+	if text == "" && len(p) == 0 {
+		return
+	}
+	if len(p) != 1 || !strings.Contains(p[0].String(), text) {
+		t.Errorf("problems %v, want one with %q", p, text)
 	}
 }
 
@@ -119,30 +170,19 @@ func TestVerifyNames(t *testing.T) {
 	o := both
 	o.Root = newRoot(t)
 	d := open(t, o)
-	l := newVeth(t, "lxcv")
-	if err := d.AttachEndpoint("lxcv", l.Attrs().Index); err != nil {
+	eth := newVeth(t, "ethv")
+	devs := []datapath.Device{{Name: "ethv", Index: eth.Attrs().Index}}
+	if err := d.SyncDevices(devs); err != nil {
 		t.Fatal(err)
 	}
-	other, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: "somebodys", Type: ebpf.SchedCLS, License: "GPL",
-		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()}})
+	other, err := bpflink.AttachTCX(bpflink.TCXOptions{Interface: eth.Attrs().Index, Program: foreign(t), Attach: ebpf.AttachTCXIngress, Anchor: bpflink.Head()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer other.Close()
-	ol, err := bpflink.AttachTCX(bpflink.TCXOptions{Interface: l.Attrs().Index, Program: other, Attach: ebpf.AttachTCXIngress, Anchor: bpflink.Head()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := func(text string) {
-		t.Helper()
-		p := d.Verify(context.Background())
-		if len(p) != 1 || !strings.Contains(p[0].String(), text) {
-			t.Errorf("problems %v, want one with %q", p, text)
-		}
-	}
-	want("lxcv from_pod: runs after program")
-	want("somebodys")
-	pinned, err := bpflink.LoadPinnedLink(filepath.Join(o.Root, "links", "lxcv_from_pod"), nil)
+	wantProblem(t, d, "ethv from_net: runs after program")
+	wantProblem(t, d, "somebodys")
+	pin := filepath.Join(o.Root, "links", "ethv_from_net")
+	pinned, err := bpflink.LoadPinnedLink(pin, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,14 +190,68 @@ func TestVerifyNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = pinned.Close()
-	want("not attached: the hook holds program")
-	_ = ol.Close()
-	want("not attached: the hook is empty")
-	if err := d.AttachEndpoint("lxcv", l.Attrs().Index); err != nil {
+	wantProblem(t, d, "not attached: the hook holds program")
+	_ = other.Close()
+	wantProblem(t, d, "not attached: the hook is empty")
+	if err := d.SyncDevices(devs); err != nil {
 		t.Fatal(err)
 	}
-	if p := d.Verify(context.Background()); len(p) != 0 {
-		t.Errorf("problems after repair: %v", p)
+	wantProblem(t, d, "")
+	if err := os.Rename(pin, pin+"x"); err != nil {
+		t.Fatal(err)
+	}
+	wantProblem(t, d, "the pin is gone")
+}
+
+// TestVerifyPods is TestVerifyNames for the filters of pods, beside which a
+// filter of somebody else must survive.
+func TestVerifyPods(t *testing.T) {
+	o := both
+	o.Root = newRoot(t)
+	d := open(t, o)
+	pod := newVeth(t, "lxcv")
+	attach := func() {
+		t.Helper()
+		if err := d.AttachEndpoint("lxcv", pod.Attrs().Index); err != nil {
+			t.Fatal(err)
+		}
+	}
+	attach()
+	wantProblem(t, d, "")
+	theirs := &netlink.BpfFilter{FilterAttrs: netlink.FilterAttrs{LinkIndex: pod.Attrs().Index, Parent: netlink.HANDLE_MIN_INGRESS,
+		Handle: 1, Priority: 2, Protocol: 3}, Fd: foreign(t).FD(), Name: "theirs", DirectAction: true}
+	if err := netlink.FilterAdd(theirs); err != nil {
+		t.Fatal(err)
+	}
+	wantProblem(t, d, "")
+	tcx, err := bpflink.AttachTCX(bpflink.TCXOptions{Interface: pod.Attrs().Index, Program: foreign(t), Attach: ebpf.AttachTCXIngress})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantProblem(t, d, "lxcv from_pod: runs after program")
+	_ = tcx.Close()
+	ip(t, "link set lxcv up")
+	if out, err := exec.Command("tc", "filter", "del", "dev", "lxcv", "ingress", "prio", "1").CombinedOutput(); err != nil {
+		t.Fatalf("tc: %v: %s", err, out)
+	}
+	wantProblem(t, d, "not attached: the hook holds program")
+	attach()
+	wantProblem(t, d, "")
+	if err := d.DetachEndpoint("lxcv"); err != nil {
+		t.Fatal(err)
+	}
+	if left := filtered(t, pod, netlink.HANDLE_MIN_INGRESS); len(left) != 1 {
+		t.Errorf("filters after detaching: %v, want the one of somebody else", left)
+	}
+	if out, err := exec.Command("tc", "qdisc", "del", "dev", "lxcv", "clsact").CombinedOutput(); err != nil {
+		t.Fatalf("tc: %v: %s", err, out)
+	}
+	attach()
+	if err := d.DetachEndpoint("lxcv"); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("tc", "qdisc", "show", "dev", "lxcv").CombinedOutput(); err != nil || strings.Contains(string(out), "clsact") {
+		t.Errorf("qdiscs after detaching: %s %v", out, err)
 	}
 }
 
@@ -219,8 +313,11 @@ func TestUnloadLeavesNothing(t *testing.T) {
 	o := both
 	o.Root = newRoot(t)
 	d := open(t, o)
-	l := newVeth(t, "lxcu")
+	l, eth := newVeth(t, "lxcu"), newVeth(t, "ethu")
 	if err := d.AttachEndpoint("lxcu", l.Attrs().Index); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.SyncDevices([]datapath.Device{{Name: "ethu", Index: eth.Attrs().Index}}); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
@@ -229,9 +326,12 @@ func TestUnloadLeavesNothing(t *testing.T) {
 		}
 	}
 	for _, at := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
-		if ids := attached(t, l.Attrs().Index, at); len(ids) != 0 {
+		if ids := attached(t, eth.Attrs().Index, at); len(ids) != 0 {
 			t.Errorf("still attached: %v", ids)
 		}
+	}
+	if out, err := exec.Command("tc", "qdisc", "show").CombinedOutput(); err != nil || strings.Contains(string(out), "clsact") {
+		t.Errorf("qdiscs after Unload: %s %v", out, err)
 	}
 	if _, err := os.Stat(o.Root); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("root after Unload: %v", err)

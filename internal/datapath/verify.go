@@ -36,7 +36,7 @@ func (d *Datapath) Verify(ctx context.Context) []Problem {
 			if ctx.Err() != nil {
 				return out
 			}
-			if msg := d.verifyHook(name, w.index, h); msg != "" {
+			if msg := d.verifyHook(name, w, h); msg != "" {
 				out = append(out, Problem{Device: name, Hook: h.String(), Message: msg})
 			}
 		}
@@ -45,24 +45,35 @@ func (d *Datapath) Verify(ctx context.Context) []Problem {
 	return out
 }
 
-func (d *Datapath) verifyHook(name string, ifindex int, h reason.Hook) string {
-	q, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: attachType(h)})
-	if err != nil {
-		return fmt.Sprintf("cannot be queried: %v", err)
-	}
-	want, err := d.programs[h].Info()
+func (d *Datapath) verifyHook(name string, w wantedDevice, h reason.Hook) string {
+	info, err := d.programs[h].Info()
 	if err != nil {
 		return fmt.Sprintf("program cannot be queried: %v", err)
 	}
-	id, _ := want.ID()
-	at := slices.IndexFunc(q.Programs, func(p link.AttachedProgram) bool { return p.ID == id })
-	switch {
-	case at < 0 && len(q.Programs) == 0:
-		return "not attached: the hook is empty"
-	case at < 0:
-		return "not attached: the hook holds " + describe(q.Programs)
-	case at > 0:
-		return "runs after " + describe(q.Programs[:at]) + ", which can keep packets from it"
+	want, _ := info.ID()
+	var before []ebpf.ProgramID // what runs at the hook by tcx, which comes first
+	if d.features.tcx {
+		q, err := link.QueryPrograms(link.QueryOptions{Target: w.index, Attach: attachType(h)})
+		if err != nil {
+			return fmt.Sprintf("cannot be queried: %v", err)
+		}
+		for _, p := range q.Programs {
+			before = append(before, p.ID)
+		}
+	}
+	if w.tcx {
+		return d.verifyLink(name, h, want, before)
+	}
+	fs, err := runningFilters(w.index, h)
+	if err != nil {
+		return fmt.Sprintf("cannot be queried: %v", err)
+	}
+	return verifyOrder(want, append(before, fs...))
+}
+
+func (d *Datapath) verifyLink(name string, h reason.Hook, want ebpf.ProgramID, running []ebpf.ProgramID) string {
+	if msg := verifyOrder(want, running); msg != "" {
+		return msg
 	}
 	if _, err := os.Stat(filepath.Join(d.root, linksDir, linkName(name, h))); err != nil {
 		return "attached, but the pin is gone: it would not survive this agent"
@@ -70,14 +81,28 @@ func (d *Datapath) verifyHook(name string, ifindex int, h reason.Hook) string {
 	return ""
 }
 
+// verifyOrder says what is wrong with the programs of a hook, in running order.
+func verifyOrder(want ebpf.ProgramID, running []ebpf.ProgramID) string {
+	at := slices.Index(running, want)
+	switch {
+	case at < 0 && len(running) == 0:
+		return "not attached: the hook is empty"
+	case at < 0:
+		return "not attached: the hook holds " + describe(running)
+	case at > 0:
+		return "runs after " + describe(running[:at]) + ", which can keep packets from it"
+	}
+	return ""
+}
+
 // describe names programs that are not ours, for the one who must find their owner.
-func describe(ps []link.AttachedProgram) string {
+func describe(ids []ebpf.ProgramID) string {
 	var out []string
-	for _, p := range ps {
-		s := fmt.Sprintf("program %d", p.ID)
-		if prog, err := ebpf.NewProgramFromID(p.ID); err == nil {
+	for _, id := range ids {
+		s := fmt.Sprintf("program %d", id)
+		if prog, err := ebpf.NewProgramFromID(id); err == nil {
 			if info, err := prog.Info(); err == nil {
-				s = fmt.Sprintf("program %d (%s)", p.ID, info.Name)
+				s = fmt.Sprintf("program %d (%s)", id, info.Name)
 				if uid, ok := info.CreatedByUID(); ok {
 					s += fmt.Sprintf(" of UID %d", uid)
 				}

@@ -8,10 +8,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// monotonic returns the clock that the programs read, in ns.
-func monotonic() (int64, error) {
+// coarse returns the clock that ticks are counted by, in ns. It is read with the
+// same grain as the programs read it, so that both see a tick end together.
+func coarse() (int64, error) { return clock(unix.CLOCK_MONOTONIC_COARSE) }
+
+func clock(id int32) (int64, error) {
 	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+	if err := unix.ClockGettime(id, &ts); err != nil {
 		return 0, err
 	}
 	return ts.Nano(), nil
@@ -19,7 +22,7 @@ func monotonic() (int64, error) {
 
 // Boot returns the wall-clock time at which the clock of the programs read 0.
 func Boot() (time.Time, error) {
-	ns, err := monotonic()
+	ns, err := clock(unix.CLOCK_MONOTONIC)
 	if err != nil {
 		return time.Time{}, err
 	}

@@ -137,7 +137,7 @@ func ctRow(addrs [2]netip.Addr, ports [2]uint16, proto uint8, v object.DatapathW
 }
 
 func nowTick() (uint32, error) {
-	ns, err := monotonic()
+	ns, err := coarse()
 	return uint32(ns >> tickShift), err
 }
 

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/internal/datapath/reason"
+)
+
+// Filters of clsact carry the programs of pods (decision 0006). Priority 1 runs
+// first; the handle keeps clear of the small ones that people choose by hand.
+const (
+	filterPrefix   = "weft_"
+	filterPriority = 1
+	filterHandle   = 0x5ef7
+)
+
+func filterName(h reason.Hook) string { return filterPrefix + h.String() }
+
+func filterParent(h reason.Hook) uint32 {
+	if attachType(h) == ebpf.AttachTCXIngress {
+		return netlink.HANDLE_MIN_INGRESS
+	}
+	return netlink.HANDLE_MIN_EGRESS
+}
+
+func filterAttrs(ifindex int, h reason.Hook) netlink.FilterAttrs {
+	return netlink.FilterAttrs{
+		LinkIndex: ifindex, Parent: filterParent(h), Handle: filterHandle, Priority: filterPriority, Protocol: unix.ETH_P_ALL,
+	}
+}
+
+// attachFilter makes a hook run the program. A filter that is there is replaced
+// in place: no packet misses it.
+func attachFilter(ifindex int, h reason.Hook, p *ebpf.Program) error {
+	f := &netlink.BpfFilter{FilterAttrs: filterAttrs(ifindex, h), Fd: p.FD(), Name: filterName(h), DirectAction: true}
+	err := netlink.FilterReplace(f)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) { // no clsact yet
+		if err := addClsact(ifindex); err != nil {
+			return err
+		}
+		err = netlink.FilterReplace(f)
+	}
+	if err != nil {
+		return fmt.Errorf("filter %s: %w; see `tc filter show` for one of another kind at priority %d", f.Name, err, filterPriority)
+	}
+	return nil
+}
+
+func addClsact(ifindex int) error {
+	err := netlink.QdiscAdd(&netlink.GenericQdisc{
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
+		QdiscType:  "clsact",
+	})
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("qdisc clsact: %w", err)
+	}
+	return nil
+}
+
+// filters returns the BPF filters of a hook in the order in which they run.
+func filters(ifindex int, h reason.Hook) ([]*netlink.BpfFilter, error) {
+	l := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: ifindex}}
+	all, err := netlink.FilterList(l, filterParent(h))
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) { // no clsact
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("filters: %w", err)
+	}
+	var out []*netlink.BpfFilter
+	for _, f := range all {
+		if b, ok := f.(*netlink.BpfFilter); ok && b.Handle != 0 {
+			out = append(out, b)
+		}
+	}
+	return out, nil
+}
+
+// runningFilters returns what runs at a hook by clsact, in order.
+func runningFilters(ifindex int, h reason.Hook) ([]ebpf.ProgramID, error) {
+	fs, err := filters(ifindex, h)
+	var out []ebpf.ProgramID
+	for _, f := range fs {
+		out = append(out, ebpf.ProgramID(f.Id))
+	}
+	return out, err
+}
+
+// ours tells whether a filter is one that Weft made at the hook.
+func ours(f *netlink.BpfFilter, h reason.Hook) bool {
+	return f.Handle == filterHandle && strings.HasPrefix(f.Name, filterName(h))
+}
+
+// removeFilters takes our filters off a device, and clsact with them where
+// nobody else has a filter on it. A device that is gone is no error.
+func removeFilters(ifindex int, hooks []reason.Hook) error {
+	others := false
+	for _, h := range hooks {
+		fs, err := filters(ifindex, h)
+		if errors.Is(err, unix.ENODEV) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		for _, f := range fs {
+			if !ours(f, h) {
+				others = true
+				continue
+			}
+			del := &netlink.BpfFilter{FilterAttrs: filterAttrs(ifindex, h), Fd: -1}
+			if err := netlink.FilterDel(del); err != nil && !gone(err) {
+				return fmt.Errorf("filter %s: %w", f.Name, err)
+			}
+		}
+	}
+	if others {
+		return nil
+	}
+	err := netlink.QdiscDel(&netlink.GenericQdisc{
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
+		QdiscType:  "clsact",
+	})
+	if err != nil && !gone(err) {
+		return fmt.Errorf("qdisc clsact: %w", err)
+	}
+	return nil
+}
+
+func gone(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL)
+}
+
+// filteredDevices lists the devices that have one of our filters.
+func filteredDevices() ([]Device, error) {
+	qs, err := netlink.QdiscList(nil)
+	if err != nil {
+		return nil, fmt.Errorf("qdiscs: %w", err)
+	}
+	var out []Device
+	for _, q := range qs {
+		if q.Type() != "clsact" {
+			continue
+		}
+		index := q.Attrs().LinkIndex
+		for _, h := range reason.Hooks() {
+			fs, err := filters(index, h)
+			if err != nil || !anyOurs(fs, h) {
+				continue
+			}
+			if l, err := netlink.LinkByIndex(index); err == nil {
+				out = append(out, Device{Name: l.Attrs().Name, Index: index})
+			}
+			break
+		}
+	}
+	return out, nil
+}
+
+func anyOurs(fs []*netlink.BpfFilter, h reason.Hook) bool {
+	for _, f := range fs {
+		if ours(f, h) {
+			return true
+		}
+	}
+	return false
+}
+
+// swapFilters puts programs into all filters that an earlier agent made.
+func swapFilters(programs map[reason.Hook]*ebpf.Program) (int, error) {
+	devs, err := filteredDevices()
+	if err != nil {
+		return 0, err
+	}
+	n := 0
+	var errs []error
+	for _, d := range devs {
+		for _, h := range reason.Hooks() {
+			fs, err := filters(d.Index, h)
+			if err != nil || !anyOurs(fs, h) {
+				continue
+			}
+			if err := attachFilter(d.Index, h, programs[h]); err != nil {
+				errs = append(errs, fmt.Errorf("device %s: %w", d.Name, err))
+				continue
+			}
+			n++
+		}
+	}
+	return n, errors.Join(errs...)
+}
+
+// removeAllFilters takes our filters off every device.
+func removeAllFilters() error {
+	devs, err := filteredDevices()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, d := range devs {
+		if err := removeFilters(d.Index, reason.Hooks()); err != nil {
+			errs = append(errs, fmt.Errorf("device %s: %w", d.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
