@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
 	"github.com/weft-net/weft/internal/agent"
 	"github.com/weft-net/weft/internal/k8s"
 )

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/weft-net/weft/internal/cni"
 	"github.com/weft-net/weft/internal/cni/server"
 	"github.com/weft-net/weft/internal/config"
@@ -27,7 +29,6 @@ import (
 	"github.com/weft-net/weft/internal/reconcile"
 	"github.com/weft-net/weft/internal/rpc"
 	"github.com/weft-net/weft/internal/table"
-	"golang.org/x/sync/errgroup"
 )
 
 // Times of the agent.

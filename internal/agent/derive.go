@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cilium/statedb"
+
 	"github.com/weft-net/weft/internal/table"
 )
 

@@ -14,8 +14,9 @@ import (
 
 	"github.com/cilium/statedb"
 	"github.com/google/go-cmp/cmp"
-	"github.com/weft-net/weft/internal/table"
 	"pgregory.net/rapid"
+
+	"github.com/weft-net/weft/internal/table"
 )
 
 var both = families{true, true}

@@ -8,11 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"slices"
 	"sync"
 
 	"github.com/cilium/statedb"
+
 	"github.com/weft-net/weft/internal/datapath"
 	"github.com/weft-net/weft/internal/table"
 )
@@ -167,19 +167,6 @@ func names(devs []datapath.Device) []string {
 	out := make([]string, len(devs))
 	for i, d := range devs {
 		out[i] = d.Name
-	}
-	return out
-}
-
-// missingAddrs returns those of a node's addresses that no device has.
-func missingAddrs(addrs []netip.Addr, devs []*table.Device) []netip.Addr {
-	var out []netip.Addr
-	for _, a := range addrs {
-		if !slices.ContainsFunc(devs, func(d *table.Device) bool {
-			return slices.ContainsFunc(d.Addrs, func(p netip.Prefix) bool { return p.Addr() == a })
-		}) {
-			out = append(out, a)
-		}
 	}
 	return out
 }

@@ -7,8 +7,9 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
-	"github.com/weft-net/weft/internal/datapath/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/internal/datapath/link"
 )
 
 // foreignRoutes returns the destinations of the main table's unicast routes that

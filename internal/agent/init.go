@@ -14,9 +14,10 @@ import (
 	"strings"
 
 	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
+
 	"github.com/weft-net/weft/internal/config"
 	"github.com/weft-net/weft/internal/k8s"
-	"golang.org/x/sys/unix"
 )
 
 // InitOptions of a preparation of the node.
@@ -84,7 +85,7 @@ func mountOnce(log *slog.Logger, path, kind string, magic int64, flags uintptr) 
 	if err := unix.Statfs(path, &st); err != nil {
 		return fmt.Errorf("mount point %s: %w", path, err)
 	}
-	if int64(st.Type) == magic {
+	if st.Type == magic {
 		return nil
 	}
 	if err := unix.Mount(kind, path, kind, flags, ""); err != nil {
@@ -98,7 +99,7 @@ func mountOnce(log *slog.Logger, path, kind string, magic int64, flags uintptr) 
 // isNetns tells whether path leads to a namespace.
 func isNetns(path string) bool {
 	var st unix.Statfs_t
-	return unix.Statfs(path, &st) == nil && int64(st.Type) == unix.NSFS_MAGIC
+	return unix.Statfs(path, &st) == nil && st.Type == unix.NSFS_MAGIC
 }
 
 // keepNetns makes a network namespace that stays as long as path is mounted,

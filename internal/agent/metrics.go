@@ -7,6 +7,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+
 	"github.com/weft-net/weft/internal/datapath/maps"
 	"github.com/weft-net/weft/internal/health"
 	"github.com/weft-net/weft/internal/ipam"

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cilium/statedb"
+
 	"github.com/weft-net/weft/internal/datapath/link"
 	"github.com/weft-net/weft/internal/endpoint"
 	"github.com/weft-net/weft/internal/k8s"
@@ -194,24 +195,10 @@ func (a *Agent) followRoutes(ctx context.Context) error {
 func (a *Agent) followForward(ctx context.Context) error {
 	accepted := false
 	for {
-		err := a.links.EnsureForward(ctx, a.fam.v4, a.fam.v6)
-		if ctx.Err() != nil {
-			return nil
-		}
-		missing := new(link.MissingError)
-		a.mu.Lock()
-		if err != nil && (a.acceptErr == nil || a.acceptErr.Error() != err.Error()) {
-			a.log.Warn("accept rules in FORWARD are not as they should be", "error", err)
-		}
-		a.acceptErr = err
-		a.mu.Unlock()
-		if !accepted && (err == nil || errors.As(err, &missing)) {
+		good, wait := a.ensureForward(ctx)
+		if good && !accepted {
 			accepted = true
 			close(a.accepted)
-		}
-		wait := acceptEvery
-		if err != nil && !errors.As(err, &missing) {
-			wait = retryShort
 		}
 		select {
 		case <-ctx.Done():
@@ -219,6 +206,27 @@ func (a *Agent) followForward(ctx context.Context) error {
 		case <-time.After(wait):
 		}
 	}
+}
+
+// ensureForward tells whether pods' packets are accepted, or nothing is there to
+// accept them with, and when to look again.
+func (a *Agent) ensureForward(ctx context.Context) (good bool, again time.Duration) {
+	err := a.links.EnsureForward(ctx, a.fam.v4, a.fam.v6)
+	missing := new(link.MissingError)
+	good = err == nil || errors.As(err, &missing)
+	if ctx.Err() != nil {
+		return good, 0
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err != nil && (a.acceptErr == nil || a.acceptErr.Error() != err.Error()) {
+		a.log.Warn("accept rules in FORWARD are not as they should be", "error", err)
+	}
+	a.acceptErr = err
+	if !good {
+		return good, retryShort
+	}
+	return good, acceptEvery
 }
 
 // checkCilium ends the agent if a running Cilium is found. It asks until it has

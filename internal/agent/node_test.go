@@ -18,23 +18,17 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus/testutil"
-	ciliumv2 "github.com/weft-net/weft/api/cilium.io/v2"
-	"github.com/weft-net/weft/internal/cni"
-	"github.com/weft-net/weft/internal/datapath"
-	"github.com/weft-net/weft/internal/datapath/maps"
-	"github.com/weft-net/weft/internal/health"
-	"github.com/weft-net/weft/internal/ipam"
-	"github.com/weft-net/weft/internal/k8s"
-	"github.com/weft-net/weft/internal/k8s/apiservertest"
-	"github.com/weft-net/weft/internal/reconcile"
-	"github.com/weft-net/weft/internal/reconcile/reconciletest"
-	"github.com/weft-net/weft/internal/rpc"
-	"github.com/weft-net/weft/internal/table"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	ciliumv2 "github.com/weft-net/weft/api/cilium.io/v2"
+	"github.com/weft-net/weft/internal/cni"
+	"github.com/weft-net/weft/internal/health"
+	"github.com/weft-net/weft/internal/k8s"
+	"github.com/weft-net/weft/internal/k8s/apiservertest"
+	"github.com/weft-net/weft/internal/rpc"
 )
 
 // inNode is set in a process that has network and mounts to itself.
@@ -495,8 +489,10 @@ func addPod(t *testing.T, s *started, api *apiservertest.Server, name string) ne
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = release() })
-	r := s.ask(cni.Request{Command: "ADD", ContainerID: name, IfName: "eth0", Netns: path,
-		Args: "K8S_POD_NAMESPACE=default;K8S_POD_NAME=" + name + ";K8S_POD_UID=" + uid})
+	r := s.ask(cni.Request{
+		Command: "ADD", ContainerID: name, IfName: "eth0", Netns: path,
+		Args: "K8S_POD_NAMESPACE=default;K8S_POD_NAME=" + name + ";K8S_POD_UID=" + uid,
+	})
 	if r.Error != nil {
 		t.Fatalf("ADD: %+v", r.Error)
 	}
@@ -541,97 +537,5 @@ func certificate(t *testing.T, dir string) {
 	run(t, "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x", "-keyout", "/dev/null", "-out", dir+"/ca.crt")
 	if err := os.WriteFile(dir+"/token", []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
-	}
-}
-
-// The faults that the suite guards against stand at each of its cases; here it
-// runs over the kernel's maps.
-func TestReconcilerOverBPFMaps(t *testing.T) {
-	if !node(t) {
-		return
-	}
-	o, _ := newNode(t, map[string]string{})
-	if err := mountOnce(o.Log, o.BPFFS, "bpf", unix.BPF_FS_MAGIC, 0); err != nil {
-		t.Fatal(err)
-	}
-	row := func(key, version int) *table.IPCache {
-		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(key), 0}), 24) // LPM
-		switch key % 3 {
-		case 1:
-			p = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, 0, byte(key)}), 32)
-		case 2:
-			p = netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 15: byte(key)}), 128)
-		}
-		return &table.IPCache{Prefix: p, Identity: table.Identity(1000 + version), Kind: table.KindRemotePod}
-	}
-	reconciletest.Run(t, func(t *testing.T) reconciletest.Harness[*table.IPCache] {
-		dp, err := datapath.Open(datapath.Options{
-			Root: filepath.Join(o.BPFFS, strings.NewReplacer("/", "_", " ", "_").Replace(t.Name())), IPv4: true, IPv6: true, Log: o.Log,
-			Sizes: maps.Sizes{CT: 1024, CTNew: 1024, Fragments: 1024, IPCache: 1024, Networks: 1024},
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = dp.Close() })
-		tb, err := newTables()
-		if err != nil {
-			t.Fatal(err)
-		}
-		m := dp.Maps().IPCache
-		return reconciletest.Harness[*table.IPCache]{
-			DB: tb.db, Table: tb.ipcache, Row: row,
-			Target: ipcacheTarget{m: m, local: func(netip.Addr) bool { return false }},
-			Text:   func(r *table.IPCache) (string, string) { return r.Prefix.String(), r.Identity.String() },
-			Dump: func(t *testing.T) map[string]string {
-				rows, err := m.List()
-				if err != nil {
-					t.Fatal(err)
-				}
-				out := map[string]string{}
-				for _, r := range rows {
-					out[r.Prefix.String()] = r.Identity.String()
-				}
-				return out
-			},
-		}
-	})
-}
-
-// Guards against metrics that break Prometheus' conventions, or a collector that
-// forgets to describe what it collects.
-func TestMetricsLint(t *testing.T) {
-	m, err := newMetrics("v1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	m.observe("add", time.Millisecond, 0, nil)
-	m.events.WithLabelValues("drop").Inc()
-	yes := func() bool { return true }
-	n := func() int { return 1 }
-	if err := m.registry.Register(newCollector(readings{
-		endpoints: n, nodes: n, remotePods: n, proven: yes, connected: yes,
-		ipam:        func() ipam.Status { return ipam.Status{Ranges: []ipam.RangeStatus{{Prefix: cidr("10.0.0.0/24")}}} },
-		reconcilers: func() []reconcile.Status { return []reconcile.Status{{Name: "x"}} },
-		counters:    func() ([]maps.MetricRow, error) { return []maps.MetricRow{{Hook: "from_pod", Reason: "peer"}}, nil },
-		memory:      func() ([]maps.MapRow, error) { return []maps.MapRow{{Name: "weft_ep"}}, nil },
-		peers:       func() []health.PeerResult { return []health.PeerResult{{Name: "n2", Addr: ip("10.0.0.1")}} },
-	})); err != nil {
-		t.Fatal(err)
-	}
-	problems, err := testutil.GatherAndLint(m.registry)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, p := range problems {
-		t.Errorf("%s: %s", p.Metric, p.Text)
-	}
-	families, err := m.registry.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range families {
-		if n := f.GetName(); !strings.HasPrefix(n, "weft_") && !strings.HasPrefix(n, "go_") && !strings.HasPrefix(n, "process_") {
-			t.Errorf("%s does not begin with weft_", n)
-		}
 	}
 }

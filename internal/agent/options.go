@@ -9,11 +9,12 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weft-net/weft/internal/cni"
 	"github.com/weft-net/weft/internal/datapath"
 	"github.com/weft-net/weft/internal/k8s"
 	"github.com/weft-net/weft/internal/rpc"
-	"golang.org/x/sys/unix"
 )
 
 // Options of a run of the agent.

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/google/renameio/v2"
+
 	"github.com/weft-net/weft/internal/cni"
 	"github.com/weft-net/weft/internal/health"
 	"github.com/weft-net/weft/internal/k8s"

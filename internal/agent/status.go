@@ -16,6 +16,7 @@ import (
 
 	"github.com/cilium/statedb"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
 	"github.com/weft-net/weft/internal/datapath/maps"
 	"github.com/weft-net/weft/internal/reconcile"
 	"github.com/weft-net/weft/internal/rpc"
@@ -271,7 +272,7 @@ func (a *Agent) queries() map[string]rpc.Query {
 			if s := q.Get("limit"); s != "" {
 				n, err := strconv.Atoi(s)
 				if err != nil || n < 0 {
-					return nil, &rpc.BadRequest{Msg: fmt.Sprintf("limit %q is not a number", s)}
+					return nil, &rpc.BadRequestError{Msg: fmt.Sprintf("limit %q is not a number", s)}
 				}
 				limit = n
 			}

@@ -10,9 +10,10 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weft-net/weft/internal/datapath"
 	"github.com/weft-net/weft/internal/datapath/link"
-	"golang.org/x/sys/unix"
 )
 
 // UninstallNode removes everything of Weft from this node and tells out what it

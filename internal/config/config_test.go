@@ -3,14 +3,15 @@
 package config_test
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
 	"github.com/weft-net/weft/internal/config"
-	"net/netip"
 )
 
 // Guards against a ConfigMap mount being misread: its links and its trailing

@@ -97,7 +97,7 @@ func (g *Gate) Run(ctx context.Context) error {
 
 // prove returns false if ctx ended first.
 func (g *Gate) prove(ctx context.Context) bool {
-	g.to(gateProving, "a first ADD, ping and DEL is under way")
+	g.holdBack("a first ADD, ping and DEL is under way")
 	if !g.retry(ctx, "proof", g.Proof.Run) {
 		return false
 	}
@@ -128,7 +128,7 @@ func (g *Gate) retry(ctx context.Context, what string, f func(context.Context) e
 			return false
 		}
 		g.Log.Warn("node is not ready", "step", what, "error", err, "retry", delay)
-		if g.to(gateProving, err.Error()) {
+		if g.holdBack(err.Error()) {
 			g.report(false, err.Error())
 		}
 		select {
@@ -157,13 +157,13 @@ func (g *Gate) reachPeer(ctx context.Context) (how string, ok bool) {
 		}
 		why := fmt.Sprintf("no ready peer answers on its health address: %s: check that nothing between the nodes drops packets of pod ranges, and that routes to them exist (`weft status`, Routing)", strings.Join(silent, ", "))
 		if time.Since(start) >= peerPatience {
-			if changed := g.to(gateProving, why); !told || changed {
+			if changed := g.holdBack(why); !told || changed {
 				told = true
 				g.Log.Warn("node is not ready", "step", "peers", "error", why)
 				g.report(false, why)
 			}
 		} else {
-			g.to(gateProving, "waiting for a ready peer's answer")
+			g.holdBack("waiting for a ready peer's answer")
 		}
 		select {
 		case <-ctx.Done():
@@ -297,12 +297,12 @@ func (g *Gate) Component() rpc.Component {
 	return c
 }
 
-// to changes state and reason, and tells whether that is news.
-func (g *Gate) to(s gateState, reason string) bool {
+// holdBack says why the node is not proven yet, and tells whether that is news.
+func (g *Gate) holdBack(reason string) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	changed := g.state != s || g.reason != reason
-	g.state, g.reason = s, reason
+	changed := g.state != gateProving || g.reason != reason
+	g.state, g.reason = gateProving, reason
 	return changed
 }
 

@@ -14,9 +14,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/weft-net/weft/internal/health"
 	"github.com/weft-net/weft/internal/rpc"
-	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

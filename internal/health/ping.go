@@ -89,9 +89,9 @@ func answered(conn *icmp.PacketConn, addr netip.Addr, id, seq int) (bool, error)
 	if addr.Is6() {
 		proto = protoICMPv6
 	}
-	m, err := icmp.ParseMessage(proto, buf[:n])
-	if err != nil || src.Unmap() != addr || (m.Type != ipv4.ICMPTypeEchoReply && m.Type != ipv6.ICMPTypeEchoReply) {
-		return false, nil
+	m, perr := icmp.ParseMessage(proto, buf[:n])
+	if perr != nil || src.Unmap() != addr || (m.Type != ipv4.ICMPTypeEchoReply && m.Type != ipv6.ICMPTypeEchoReply) {
+		return false, nil // somebody else's
 	}
 	echo, ok := m.Body.(*icmp.Echo)
 	return ok && echo.ID == id && echo.Seq == seq, nil

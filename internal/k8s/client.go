@@ -24,7 +24,6 @@ import (
 	"path/filepath"
 	"time"
 
-	ciliumv2 "github.com/weft-net/weft/api/cilium.io/v2"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -32,6 +31,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
+
+	ciliumv2 "github.com/weft-net/weft/api/cilium.io/v2"
 )
 
 // CredentialsDir is where the kubelet mounts a service account.

@@ -8,11 +8,12 @@ import (
 	"hash/fnv"
 	"time"
 
-	ciliumv2 "github.com/weft-net/weft/api/cilium.io/v2"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	ciliumv2 "github.com/weft-net/weft/api/cilium.io/v2"
 )
 
 // FindCilium returns a sentence that names a live agent or operator of Cilium in

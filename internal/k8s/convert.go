@@ -6,10 +6,11 @@ import (
 	"net/netip"
 	"slices"
 
-	ciliumv2 "github.com/weft-net/weft/api/cilium.io/v2"
-	"github.com/weft-net/weft/internal/table"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	ciliumv2 "github.com/weft-net/weft/api/cilium.io/v2"
+	"github.com/weft-net/weft/internal/table"
 )
 
 // nodeRow makes the row of a node; cn is nil where its agent has not spoken yet.

@@ -12,13 +12,14 @@ import (
 	"time"
 
 	"github.com/cilium/statedb"
-	ciliumv2 "github.com/weft-net/weft/api/cilium.io/v2"
-	"github.com/weft-net/weft/internal/table"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	ciliumv2 "github.com/weft-net/weft/api/cilium.io/v2"
+	"github.com/weft-net/weft/internal/table"
 )
 
 // annotationMirror names, on the API server's image of a static pod, the UID

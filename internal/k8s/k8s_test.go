@@ -16,14 +16,15 @@ import (
 	"time"
 
 	"github.com/cilium/statedb"
-	ciliumv2 "github.com/weft-net/weft/api/cilium.io/v2"
-	"github.com/weft-net/weft/internal/k8s"
-	"github.com/weft-net/weft/internal/k8s/apiservertest"
-	"github.com/weft-net/weft/internal/table"
 	"go.uber.org/goleak"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	ciliumv2 "github.com/weft-net/weft/api/cilium.io/v2"
+	"github.com/weft-net/weft/internal/k8s"
+	"github.com/weft-net/weft/internal/k8s/apiservertest"
+	"github.com/weft-net/weft/internal/table"
 )
 
 func TestMain(m *testing.M) {
@@ -141,7 +142,7 @@ func endpoint(id uint16, pod, uid string) *table.Endpoint {
 }
 
 // addPod makes a pod and returns its UID.
-func (f *fixture) addPod(t *testing.T, name, node string, annotations map[string]string, labels map[string]string) string {
+func (f *fixture) addPod(t *testing.T, name, node string, annotations, labels map[string]string) string {
 	t.Helper()
 	var p corev1.Pod
 	f.Do(t, http.MethodPost, "/api/v1/namespaces/default/pods", corev1.Pod{

@@ -12,12 +12,13 @@ import (
 	"sync"
 	"time"
 
-	ciliumv2 "github.com/weft-net/weft/api/cilium.io/v2"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	ciliumv2 "github.com/weft-net/weft/api/cilium.io/v2"
 )
 
 // ErrNotOurs is returned for an object that carries no label of Weft and is

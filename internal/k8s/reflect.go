@@ -9,8 +9,6 @@ import (
 	"time"
 
 	"github.com/cilium/statedb"
-	ciliumv2 "github.com/weft-net/weft/api/cilium.io/v2"
-	"github.com/weft-net/weft/internal/table"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -19,6 +17,9 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+
+	ciliumv2 "github.com/weft-net/weft/api/cilium.io/v2"
+	"github.com/weft-net/weft/internal/table"
 )
 
 // Names of the reflectors, as the status shows them.

@@ -8,10 +8,11 @@ import (
 
 	"github.com/cilium/statedb"
 	"github.com/go-logr/logr"
-	ciliumv2 "github.com/weft-net/weft/api/cilium.io/v2"
-	"github.com/weft-net/weft/internal/table"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/tools/cache"
+
+	ciliumv2 "github.com/weft-net/weft/api/cilium.io/v2"
+	"github.com/weft-net/weft/internal/table"
 )
 
 // nodeStore merges Node and CiliumNode of one name into a row. A row exists as

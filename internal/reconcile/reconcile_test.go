@@ -14,10 +14,11 @@ import (
 	"time"
 
 	"github.com/cilium/statedb"
+	"go.uber.org/goleak"
+
 	"github.com/weft-net/weft/internal/reconcile"
 	"github.com/weft-net/weft/internal/reconcile/reconciletest"
 	"github.com/weft-net/weft/internal/table"
-	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

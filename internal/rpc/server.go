@@ -26,10 +26,10 @@ const maxMonitors = 16
 // Query answers one route with what is to be encoded as JSON.
 type Query func(ctx context.Context, params url.Values) (any, error)
 
-// BadRequest is an error of a Query that is the caller's fault.
-type BadRequest struct{ Msg string }
+// BadRequestError is an error of a Query that is the caller's fault.
+type BadRequestError struct{ Msg string }
 
-func (e *BadRequest) Error() string { return e.Msg }
+func (e *BadRequestError) Error() string { return e.Msg }
 
 // Server answers on the local socket.
 type Server struct {
@@ -86,7 +86,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	if err := srv.Shutdown(sctx); err != nil {
 		_ = srv.Close()
 	}
-	<-done
+	if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("local API: %w", err)
+	}
 	return nil
 }
 
@@ -133,7 +135,7 @@ func (s *Server) Handler() http.Handler {
 
 func fail(w http.ResponseWriter, err error) {
 	code := http.StatusInternalServerError
-	if bad := new(BadRequest); errors.As(err, &bad) {
+	if bad := new(BadRequestError); errors.As(err, &bad) {
 		code = http.StatusBadRequest
 	}
 	http.Error(w, err.Error(), code)
@@ -144,7 +146,7 @@ func fail(w http.ResponseWriter, err error) {
 func (s *Server) monitor(w http.ResponseWriter, r *http.Request) {
 	f := flow.Filter{Type: flow.Type(r.URL.Query().Get("type")), Pod: r.URL.Query().Get("pod")}
 	if f.Type != "" && f.Type != flow.TypeDrop && f.Type != flow.TypeTrace {
-		fail(w, &BadRequest{fmt.Sprintf("monitor: type %q is unknown: use %s or %s", f.Type, flow.TypeDrop, flow.TypeTrace)})
+		fail(w, &BadRequestError{fmt.Sprintf("monitor: type %q is unknown: use %s or %s", f.Type, flow.TypeDrop, flow.TypeTrace)})
 		return
 	}
 	sub := s.Flows.Subscribe(f)

@@ -7,7 +7,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -18,9 +17,10 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/weft-net/weft/internal/flow"
 	"github.com/weft-net/weft/internal/rpc"
-	"go.uber.org/goleak"
 )
 
 func serve(t *testing.T, s *rpc.Server) (path string, client *http.Client) {
@@ -90,7 +90,7 @@ func TestQueries(t *testing.T) {
 	_, c := serve(t, &rpc.Server{Queries: map[string]rpc.Query{
 		rpc.PathStatus: func(context.Context, url.Values) (any, error) { return rpc.Status{Node: "n1"}, nil },
 		rpc.PathBPFCT: func(_ context.Context, q url.Values) (any, error) {
-			return nil, &rpc.BadRequest{Msg: "limit " + q.Get("limit")}
+			return nil, &rpc.BadRequestError{Msg: "limit " + q.Get("limit")}
 		},
 		rpc.PathDevices: func(context.Context, url.Values) (any, error) { return nil, errors.New("no devices") },
 	}, Flows: &flow.Broadcaster{}})
@@ -163,7 +163,7 @@ func TestMonitorsAreBounded(t *testing.T) {
 			want = 503
 		}
 		if resp.StatusCode != want {
-			t.Errorf("monitor %d: %s", i+1, fmt.Sprint(resp.StatusCode))
+			t.Errorf("monitor %d: %s", i+1, resp.Status)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/cilium/statedb"
+
 	"github.com/weft-net/weft/internal/table"
 )
 

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/cilium/statedb"
+
 	"github.com/weft-net/weft/internal/reconcile"
 )
 
@@ -31,7 +32,7 @@ type Harness[Obj any] struct {
 }
 
 // Run puts a new harness through each case.
-func Run[Obj any](t *testing.T, make func(t *testing.T) Harness[Obj]) {
+func Run[Obj any](t *testing.T, fresh func(t *testing.T) Harness[Obj]) {
 	for _, c := range []struct {
 		name string
 		run  func(*testing.T, *bench[Obj])
@@ -46,7 +47,7 @@ func Run[Obj any](t *testing.T, make func(t *testing.T) Harness[Obj]) {
 		{"update receives what was written last", remembers[Obj]},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			h := make(t)
+			h := fresh(t)
 			b := &bench[Obj]{Harness: h, faulty: &faulty[Obj]{Target: h.Target}}
 			c.run(t, b)
 		})
