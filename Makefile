@@ -37,8 +37,12 @@ help: ## Show this list
 .PHONY: build
 build: ## Programs to build/bin: weft, weft-agent, weft-cni, weft-lab
 	go build -trimpath -ldflags '$(GO_LDFLAGS)' -o $(BIN)/ ./cmd/...
-	cd lab && go build -trimpath -ldflags '$(GO_LDFLAGS)' -o ../$(BIN)/weft-lab ./cmd/weft-lab
+	$(MAKE) lab
 	ln -sf weft $(BIN)/kubectl-weft
+
+.PHONY: lab
+lab: ## Only weft-lab
+	cd lab && go build -trimpath -ldflags '$(GO_LDFLAGS)' -o ../$(BIN)/weft-lab ./cmd/weft-lab
 
 .PHONY: generate
 generate: $(TOOLS)/controller-gen ## BPF objects, deep copies, custom resource definitions

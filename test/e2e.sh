@@ -46,4 +46,4 @@ fi
 
 go build -o build/bin/traffic ./test/traffic
 WEFT_LAB=$lab build/tools/gotestsum --format testname --hide-summary skipped --jsonfile build/test/e2e.json -- \
-	-count=1 -p 1 -timeout 30m ./test/e2e/... ./test/fault/... "$@"
+	-count=1 -p 1 -parallel 1 -timeout 30m ./test/e2e/... ./test/fault/... "$@"

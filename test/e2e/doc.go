@@ -11,6 +11,7 @@
 //	node NAME ARGS... a command inside a node of the lab
 //	lab ARGS...       weft-lab for this lab
 //	eventually TIME CMD... one of the above again and again until it succeeds
+//	                  (with ! before eventually: until it fails)
 //	runbook FILE...   lines of a runbook as typed; see runbook.go
 //
 // All but runbook record their output for stdout and stderr, and take a leading
