@@ -10,7 +10,9 @@ import (
 
 	"github.com/weft-net/weft/internal/datapath"
 	"github.com/weft-net/weft/internal/datapath/frame"
+	"github.com/weft-net/weft/internal/datapath/maps"
 	"github.com/weft-net/weft/internal/datapath/reason"
+	"github.com/weft-net/weft/internal/table"
 )
 
 var podMAC = frame.MAC{2, 0, 0, 0, 0xaa, 0xaa}
@@ -302,4 +304,27 @@ func TestFamilyOff(t *testing.T) {
 		q := frame.NewUDP(ap(podA.of(on), 1), ap(podB.of(on), 2), nil)
 		n.want(n.packet(reason.FromPod, n.a, q), reason.FromPod, reason.Peer, reason.CTNew)
 	}
+}
+
+// TestWrongEndpoint guards against a wrong ipcache entry handing one pod's
+// packets to another.
+func TestWrongEndpoint(t *testing.T) {
+	eachFamily(t, func(t *testing.T, n *node, fam int) {
+		b := podB.of(fam)
+		row := maps.IPCacheRow{Prefix: netip.PrefixFrom(b, b.BitLen()), Identity: 5, Kind: table.KindLocalPod, EndpointID: 1}
+		n.must(n.d.Maps().IPCache.Upsert(row))
+		r := n.packet(reason.FromNet, n.eth, frame.NewUDP(ap(remotePod.of(fam), 1), ap(b, 2), nil))
+		n.want(r, reason.FromNet, reason.NoEndpoint, reason.CTNew)
+		n.must(n.d.Maps().Endpoints.Delete(2))
+		third := n.endpointsB
+		third.ID, third.IPv4, third.IPv6 = 3, netip.MustParseAddr("10.1.0.99"), netip.MustParseAddr("fd00:1::99")
+		n.must(n.d.Maps().Endpoints.Upsert(third))
+		row.EndpointID = 3
+		n.must(n.d.Maps().IPCache.Upsert(row))
+		n.flush()
+		r = n.packet(reason.FromPod, n.a, frame.NewUDP(ap(podA.of(fam), 1), ap(b, 2), nil))
+		n.want(r, reason.FromPod, reason.NoEndpoint, reason.CTNew)
+		n.must(n.d.Maps().Endpoints.Delete(3))
+		n.must(n.d.Maps().Endpoints.Upsert(n.endpointsB))
+	})
 }

@@ -92,6 +92,8 @@ func needRoot(t testing.TB) {
 	}
 }
 
+var testSizes = maps.Sizes{CT: 4096, CTNew: 1024, Fragments: 1024, IPCache: 1024, Networks: 1024, Events: 1 << 16}
+
 // open opens a datapath on a root of its own.
 func open(t testing.TB, o datapath.Options) *datapath.Datapath {
 	t.Helper()
@@ -103,7 +105,7 @@ func open(t testing.TB, o datapath.Options) *datapath.Datapath {
 		o.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
 	}
 	if o.Sizes == (maps.Sizes{}) {
-		o.Sizes = maps.Sizes{CT: 4096, CTNew: 1024, Fragments: 1024, IPCache: 1024, Networks: 1024, Events: 1 << 16}
+		o.Sizes = testSizes
 	}
 	d, err := datapath.Open(o)
 	if err != nil {

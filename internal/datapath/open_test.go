@@ -431,3 +431,35 @@ func TestFamilyOffCostsNothing(t *testing.T) {
 		t.Errorf("with IPv6 on weft_ct6 takes %d bytes", on["weft_ct6"])
 	}
 }
+
+// TestWithoutTCX guards against nodes whose kernel has no tcx: their devices
+// carry filters, which go when a later kernel has it, and when they are given up.
+func TestWithoutTCX(t *testing.T) {
+	o := both
+	o.Root = newRoot(t)
+	d := open(t, o)
+	d.ForgetTCX()
+	eth := newVeth(t, "ethw")
+	devs := []datapath.Device{{Name: "ethw", Index: eth.Attrs().Index}}
+	if err := d.SyncDevices(devs); err != nil {
+		t.Fatal(err)
+	}
+	wantProblem(t, d, "")
+	if ids := filtered(t, eth, netlink.HANDLE_MIN_EGRESS); len(ids) != 1 {
+		t.Errorf("filters: %v", ids)
+	}
+	if err := d.SyncDevices(nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.SyncDevices(devs); err != nil {
+		t.Fatal(err)
+	}
+	later := open(t, o)
+	if err := later.SyncDevices(devs); err != nil {
+		t.Fatal(err)
+	}
+	wantProblem(t, later, "")
+	if out, err := exec.Command("tc", "qdisc", "show", "dev", "ethw").CombinedOutput(); err != nil || strings.Contains(string(out), "clsact") {
+		t.Errorf("filters beside tcx links: %s %v", out, err)
+	}
+}
