@@ -28,13 +28,16 @@ func (a *Agent) followNode(ctx context.Context) error {
 	delay := retryShort
 	for {
 		row, _, watch, ok := a.t.nodes.GetWatch(a.t.db.ReadTxn(), table.NodeByName.Query(a.opts.NodeName))
-		if !ok && len(a.mem.PodCIDRs) > 0 {
-			row, ok = a.mem.remembered(), true
-		}
 		var err error
-		if ok {
+		switch remembered := a.remembered(); {
+		case ok:
 			err = a.applyNode(ctx, row)
-		} else {
+			if err == nil {
+				a.publish(row)
+			}
+		case remembered != nil:
+			err = a.applyNode(ctx, remembered)
+		default:
 			err = fmt.Errorf("node %s is not known at the API server yet", a.opts.NodeName)
 		}
 		a.mu.Lock()
@@ -85,19 +88,32 @@ func (a *Agent) applyNode(ctx context.Context, n *table.Node) error {
 	if err := errors.Join(a.endpoints.SetNodeAddrs(addrs), a.endpoints.SetRanges(n.PodCIDRs)); err != nil {
 		return err
 	}
-	health, err := a.ensureHealth(ctx)
-	if err != nil {
+	if err := a.ensureHealth(ctx); err != nil {
 		return err
 	}
-	a.publisher.Set(k8s.NodeInfo{
-		UID: n.UID, BootID: a.memFile.bootID, ProviderID: n.ProviderID,
-		Addrs: addrs, PodCIDRs: a.endpoints.Ranges(), HealthIPs: health,
-	})
 	if err := a.keep(func(m *memory) { m.UID, m.Addrs, m.PodCIDRs = n.UID, addrs, n.PodCIDRs }); err != nil {
 		return err
 	}
 	a.beginOnce.Do(func() { close(a.begin) })
 	return nil
+}
+
+// publish tells the other nodes what this one has.
+func (a *Agent) publish(n *table.Node) {
+	a.publisher.Set(k8s.NodeInfo{
+		UID: n.UID, BootID: a.memFile.bootID, ProviderID: n.ProviderID,
+		Addrs: a.enabled(n.Addrs), PodCIDRs: a.endpoints.Ranges(), HealthIPs: a.healthIPs,
+	})
+}
+
+// remembered returns what is known of the node from an earlier life, or nil.
+func (a *Agent) remembered() *table.Node {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.mem.PodCIDRs) == 0 {
+		return nil
+	}
+	return a.mem.row()
 }
 
 // checkAddrs wants an address for each family that is on.
@@ -114,23 +130,23 @@ func (a *Agent) checkAddrs(n *table.Node, addrs []netip.Addr) error {
 }
 
 // ensureHealth makes the endpoint that answers the peers' probes.
-func (a *Agent) ensureHealth(ctx context.Context) ([]netip.Addr, error) {
+func (a *Agent) ensureHealth(ctx context.Context) error {
 	if _, err := os.Stat(a.opts.Paths.HealthNetns); err != nil {
-		return nil, fmt.Errorf("network namespace of the health endpoint: %w: `weft-agent init` makes it, the DaemonSet's first container", err)
+		return fmt.Errorf("network namespace of the health endpoint: %w: `weft-agent init` makes it, the DaemonSet's first container", err)
 	}
 	ips := a.endpoints.HealthAddrs()
 	if slices.Equal(a.healthIPs, ips) {
-		return ips, nil
+		return nil
 	}
 	_, err := a.endpoints.Add(ctx, endpoint.AddRequest{
 		Kind: table.EndpointHealth, ContainerID: healthContainer, IfName: "eth0", Netns: a.opts.Paths.HealthNetns,
 		Namespace: "weft", Pod: "health", IPs: ips,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("health endpoint: %w", err)
+		return fmt.Errorf("health endpoint: %w", err)
 	}
 	a.healthIPs = ips
-	return ips, nil
+	return nil
 }
 
 // keep changes what is remembered of the node, if that is a change.

@@ -78,8 +78,7 @@ func bootID() (string, error) {
 	return strings.TrimSpace(string(b)), nil
 }
 
-// remembered makes a node's row of a memory, for use before the API server has
-// spoken.
-func (m memory) remembered() *table.Node {
+// row makes a node's row of a memory, for use before the API server has spoken.
+func (m memory) row() *table.Node {
 	return &table.Node{Name: m.Node, Local: true, UID: m.UID, Addrs: m.Addrs, PodCIDRs: m.PodCIDRs}
 }

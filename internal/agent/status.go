@@ -23,6 +23,10 @@ import (
 	"github.com/weft-net/weft/internal/table"
 )
 
+// gating names the components without which no pod can be added. A partition, or
+// an API server that is away, is not among them.
+var gating = []string{"Datapath", "IPAM", "Node proof", "CNI"}
+
 // Status is the agent's account of itself.
 func (a *Agent) Status(ctx context.Context) rpc.Status {
 	s := rpc.Status{
@@ -36,7 +40,7 @@ func (a *Agent) Status(ctx context.Context) rpc.Status {
 	}
 	_, s.Ready = a.gate.Proven()
 	for _, c := range s.Components {
-		if c.State == rpc.StateFailing {
+		if c.State == rpc.StateFailing && slices.Contains(gating, c.Name) {
 			s.Ready = false
 		}
 	}

@@ -33,8 +33,8 @@ func (t ipcacheTarget) Update(_ context.Context, row, _ *table.IPCache, _ bool) 
 }
 
 func (t ipcacheTarget) Delete(_ context.Context, last *table.IPCache) error {
-	if last.Kind != table.KindLocalPod && last.Prefix.IsSingleIP() && t.local(last.Prefix.Addr()) {
-		return nil // a new endpoint's row by now
+	if last.Prefix.IsSingleIP() && t.local(last.Prefix.Addr()) {
+		return nil // an endpoint's row, which its Manager removes
 	}
 	return t.m.Delete(last.Prefix)
 }

@@ -89,12 +89,18 @@ func answered(conn *icmp.PacketConn, addr netip.Addr, id, seq int) (bool, error)
 	if addr.Is6() {
 		proto = protoICMPv6
 	}
-	m, perr := icmp.ParseMessage(proto, buf[:n])
-	if perr != nil || src.Unmap() != addr || (m.Type != ipv4.ICMPTypeEchoReply && m.Type != ipv6.ICMPTypeEchoReply) {
-		return false, nil // somebody else's
+	return src.Unmap() == addr && isReply(proto, buf[:n], id, seq), nil
+}
+
+// isReply tells whether a packet is the answer to our request; a raw socket gets
+// everybody's.
+func isReply(proto int, packet []byte, id, seq int) bool {
+	m, err := icmp.ParseMessage(proto, packet)
+	if err != nil || (m.Type != ipv4.ICMPTypeEchoReply && m.Type != ipv6.ICMPTypeEchoReply) {
+		return false
 	}
 	echo, ok := m.Body.(*icmp.Echo)
-	return ok && echo.ID == id && echo.Seq == seq, nil
+	return ok && echo.ID == id && echo.Seq == seq
 }
 
 // listen opens a raw socket in the namespace; it stays there wherever it is used.

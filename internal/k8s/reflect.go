@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
 
 	ciliumv2 "github.com/weft-net/weft/api/cilium.io/v2"
 	"github.com/weft-net/weft/internal/table"
@@ -91,6 +92,7 @@ func (r *Reflect) Run(ctx context.Context) error {
 func (c *Client) reflect(ctx context.Context, rc *rest.RESTClient, resource string, kind, list runtime.Object, store cache.ReflectorStore) error {
 	lw := &listWatch{client: c, rest: rc, resource: resource, list: list}
 	logger := discardLogger()
+	ctx = klog.NewContext(ctx, logger)
 	r := cache.NewReflectorWithOptions(lw, kind, store, cache.ReflectorOptions{
 		Name: resource, Logger: &logger,
 		Backoff: &wait.Backoff{Duration: 500 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 20, Cap: 15 * time.Second},
