@@ -10,6 +10,12 @@ what=${1:-test}
 mkdir -p build/log build/test
 rm -f build/test/*.json
 
+# A step that fails does not keep the others from running: one run tells all.
+failed=()
+step() {
+	test/step.sh "$@" || failed+=("$1")
+}
+
 kubernetes=
 finish() {
 	local rc=$?
@@ -18,35 +24,45 @@ finish() {
 		kill -TERM "$kubernetes" 2>/dev/null || true
 		wait "$kubernetes" 2>/dev/null || true
 	fi
+	if [ ${#failed[@]} -gt 0 ]; then
+		rc=1
+		printf 'step failed: %s\n' "${failed[@]}"
+	fi
+	shopt -s nullglob
 	go run ./test/tally build/test/*.json || rc=1
 	exit "$rc"
 }
+trap finish EXIT
 
 test/step.sh "Debian packages" make deps
-trap finish EXIT
-test/step.sh "weft-lab" make build
+test/step.sh "build" make build
 nice -n 5 build/bin/weft-lab build >build/log/kubernetes.log 2>&1 &
 kubernetes=$!
 
-make check
-[ "$what" != full ] || test/step.sh "race detector" make race
-[ "$what" != full ] || test/step.sh "fuzz" make fuzz
+step "lint" make lint
+step "generated" make generated
+step "unit" make unit
+if [ "$what" = full ]; then
+	step "race detector" make race
+	step "fuzz" make fuzz
+fi
 
 echo "==> Kubernetes"
 start=$SECONDS
 rc=0
 wait "$kubernetes" || rc=$?
 kubernetes=
-tail -n 3 build/log/kubernetes.log
 if [ "$rc" -ne 0 ]; then
-	echo "<== Kubernetes: FAILED, see build/log/kubernetes.log" >&2
 	tail -n 50 build/log/kubernetes.log >&2
+	echo "<== Kubernetes: FAILED, see build/log/kubernetes.log" >&2
 	exit "$rc"
 fi
+tail -n 3 build/log/kubernetes.log
 echo "<== Kubernetes: ok, waited $((SECONDS - start)) s"
 
-test/step.sh "end to end" make e2e
+step "end to end" make e2e
 if [ "$what" = full ]; then
-	test/step.sh "upstream conformance" make test-e2e-upstream
-	test/step.sh "CNI benchmark" make bench-cni
+	step "lab" env WEFT_LAB_E2E=1 go -C lab test -count=1 -timeout 30m .
+	step "upstream conformance" make test-e2e-upstream
+	step "CNI benchmark" make bench-cni
 fi
