@@ -69,7 +69,7 @@ static __always_inline int F(from_pod_new)(struct __sk_buff *skb, struct F(judge
 		j->s.to.generation = row->generation;
 	}
 	/* In mid-stream only the stack is right for both: see docs/datapath.md. */
-	stack = !pod || !may_open_fast(&j->k.p);
+	stack = !pod || !may_open_fast(&j->k.p) || (!j->s.to.endpoint && !F(leaves_by_net)(skb, &j->k));
 	r->is_new = true;
 	F(ct_new)(&j->f, &j->k, &j->s, HOOK_FROM_POD, stack);
 	return stack ? VERDICT_STACK : F(forward)(skb, j, r);

@@ -31,7 +31,15 @@ static __always_inline __u32 endpoint_of_device(__u32 ifindex)
 {
 	const struct weft_device *d = bpf_map_lookup_elem(&weft_dev, &ifindex);
 
-	return d ? d->id : 0;
+	return d && d->kind == DEVICE_POD ? d->endpoint : 0;
+}
+
+/* Does the device carry from_net, so that replies will be seen before the stack sees them? */
+static __always_inline bool is_net_device(__u32 ifindex)
+{
+	const struct weft_device *d = bpf_map_lookup_elem(&weft_dev, &ifindex);
+
+	return d && d->kind == DEVICE_NET;
 }
 
 /* One side of a connection, as far as this node knows it. */

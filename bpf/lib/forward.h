@@ -60,6 +60,46 @@ static __always_inline int F(deliver)(struct __sk_buff *skb, const struct F(pkt)
 	return VERDICT_PEER;
 }
 
+/* Asks the routing table about a packet that came in at this device. len 0: never mind the MTU. */
+static __always_inline long F(route)(struct __sk_buff *skb, const struct F(pkt) *k, struct bpf_fib_lookup *fib,
+				     __u32 len)
+{
+	fib->ifindex = skb->ifindex;
+	fib->l4_protocol = k->p.proto;
+	fib->sport = k->p.sport;
+	fib->dport = k->p.dport;
+	fib->tot_len = len > 0xffff ? 0xffff : len;
+#if FAMILY == 4
+	fib->family = 2; /* AF_INET */
+	fib->tos = k->flow;
+	fib->ipv4_src = k->saddr;
+	fib->ipv4_dst = k->daddr;
+#else
+	fib->family = 10; /* AF_INET6 */
+	fib->flowinfo = k->flow & bpf_htonl(0x0fffffff);
+	__builtin_memcpy(fib->ipv6_src, &k->saddr, 16);
+	__builtin_memcpy(fib->ipv6_dst, &k->daddr, 16);
+#endif
+	return bpf_fib_lookup(skb, fib, sizeof(*fib), fib_flags);
+}
+
+/*
+ * Would a packet leave through a device whose ingress is ours too? Only then can
+ * its connection be fast: elsewhere the stack would see the replies alone.
+ */
+__noinline int F(leaves_by_net)(struct __sk_buff *skb, const struct F(pkt) *k)
+{
+	struct bpf_fib_lookup fib = {};
+	long rc;
+
+	if (!k)
+		return 0;
+	rc = F(route)(skb, k, &fib, 0);
+	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH && rc != BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return 0;
+	return is_net_device(fib.ifindex);
+}
+
 /*
  * Sends a packet to its next hop. The routing table decides (interface, gateway,
  * MTU); bpf_redirect_neigh resolves the neighbour and keeps its entry alive,
@@ -69,31 +109,13 @@ __noinline int F(send)(struct __sk_buff *skb, const struct F(pkt) *k, struct rep
 {
 	struct bpf_fib_lookup fib = {};
 	struct bpf_redir_neigh nh = {};
-	__u32 len;
 	long rc;
 
 	if (!k || !r)
 		return DROP_REDIRECT_FAILED;
-	len = wire_len(skb, &k->p);
 	if (k->p.ttl <= 1)
 		return VERDICT_STACK;
-	fib.ifindex = skb->ifindex;
-	fib.l4_protocol = k->p.proto;
-	fib.sport = k->p.sport;
-	fib.dport = k->p.dport;
-	fib.tot_len = len > 0xffff ? 0xffff : len;
-#if FAMILY == 4
-	fib.family = 2; /* AF_INET */
-	fib.tos = k->flow;
-	fib.ipv4_src = k->saddr;
-	fib.ipv4_dst = k->daddr;
-#else
-	fib.family = 10; /* AF_INET6 */
-	fib.flowinfo = k->flow & bpf_htonl(0x0fffffff);
-	__builtin_memcpy(fib.ipv6_src, &k->saddr, 16);
-	__builtin_memcpy(fib.ipv6_dst, &k->daddr, 16);
-#endif
-	rc = bpf_fib_lookup(skb, &fib, sizeof(fib), fib_flags);
+	rc = F(route)(skb, k, &fib, wire_len(skb, &k->p));
 	if (rc == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return F(too_big)(k, fib.mtu_result, r);
 	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)

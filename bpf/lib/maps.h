@@ -21,7 +21,7 @@
 
 DEFINE_MAP(weft_cfg, BPF_MAP_TYPE_ARRAY, 1, __u32, struct weft_config, 0);
 DEFINE_MAP(weft_ep, BPF_MAP_TYPE_ARRAY, MAX_ENDPOINTS, __u32, struct weft_endpoint, 0);
-DEFINE_MAP(weft_dev, BPF_MAP_TYPE_HASH, MAX_ENDPOINTS, __u32, struct weft_device, BPF_F_NO_PREALLOC);
+DEFINE_MAP(weft_dev, BPF_MAP_TYPE_HASH, 2 * MAX_ENDPOINTS, __u32, struct weft_device, BPF_F_NO_PREALLOC);
 DEFINE_MAP(weft_metrics, BPF_MAP_TYPE_PERCPU_ARRAY, HOOK_MAX * CODES_PER_HOOK, __u32, struct weft_metric, 0);
 DEFINE_MAP(weft_rate, BPF_MAP_TYPE_PERCPU_ARRAY, 1, __u32, struct weft_spent, 0);
 

@@ -87,9 +87,15 @@ struct weft_endpoint {
 	__u32 spare[2];
 };
 
-/* weft_dev: ifindex of a host's end -> endpoint id. */
+/* weft_dev: ifindex -> what the device is to us. */
 struct weft_device {
-	__u32 id;
+	__u32 kind;	/* enum weft_device_kind */
+	__u32 endpoint; /* of DEVICE_POD */
+};
+
+enum weft_device_kind {
+	DEVICE_POD = 1, /* host's end of an endpoint */
+	DEVICE_NET = 2, /* carries from_net and to_net */
 };
 
 /* weft_ipc*: exact address -> who; weft_net*: prefix -> who. */

@@ -98,13 +98,18 @@ func (d *Datapath) SyncDevices(devs []Device) error {
 	}
 	defer unlock()
 	keep := map[string]bool{}
+	var indexes []int
 	var errs []error
 	for _, dev := range devs {
 		keep[dev.Name] = true
 		if err := d.attachDevice(dev); err != nil {
 			errs = append(errs, fmt.Errorf("device %s: %w", dev.Name, err))
+			continue
 		}
+		indexes = append(indexes, dev.Index)
 	}
+	// After the hooks are there, and before others go.
+	errs = append(errs, d.maps.Endpoints.SetNetDevices(indexes))
 	names, err := d.pinnedDevices(netHooks)
 	errs = append(errs, err)
 	for name, w := range d.wanted {

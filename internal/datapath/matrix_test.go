@@ -111,6 +111,10 @@ func cells() []cell {
 			{reason.ToPod, devA, devA, false, reason.Stack, isNew},
 			{reason.FromPod, devA, nil, true, reason.Stack, nil},
 		}, "stack", hostID, init, 0, 1},
+		{"other node, by a device without a hook", podA, unhookedPod, []step{
+			{reason.FromPod, devA, nil, false, reason.Stack, isNew},
+			{reason.ToPod, devA, devB, true, reason.Stack, nil},
+		}, "stack", init, init, 1, 0},
 		{"device without a hook", world, podB, []step{
 			{reason.ToPod, devB, devEth, false, reason.Stack, isNew},
 			{reason.FromPod, devB, nil, true, reason.Stack, nil},

@@ -49,18 +49,21 @@ func newHost(v4, v6 string) host { return host{netip.MustParseAddr(v4), netip.Mu
 
 // The small world in which packets are judged.
 var (
-	podA       = newHost("10.1.0.10", "fd00:1::10")
-	podB       = newHost("10.1.0.11", "fd00:1::11")
-	remotePod  = newHost("10.2.0.20", "fd00:2::20")
-	ownNode    = newHost("10.9.0.1", "fd00:9::1")
-	otherNode  = newHost("10.9.0.2", "fd00:9::2")
-	world      = newHost("192.0.2.9", "2001:db8:9::9")
-	service    = newHost("10.96.0.1", "fd00:96::1")
-	linkLocal  = netip.MustParseAddr("fe80::10")
-	gateway4   = netip.MustParseAddr("169.254.1.1")
-	gateway6   = netip.MustParseAddr("fe80::1")
-	allNodes6  = netip.MustParseAddr("ff02::1")
-	remoteNets = []netip.Prefix{netip.MustParsePrefix("10.2.0.0/24"), netip.MustParsePrefix("fd00:2::/64")}
+	podA      = newHost("10.1.0.10", "fd00:1::10")
+	podB      = newHost("10.1.0.11", "fd00:1::11")
+	remotePod = newHost("10.2.0.20", "fd00:2::20")
+	ownNode   = newHost("10.9.0.1", "fd00:9::1")
+	otherNode = newHost("10.9.0.2", "fd00:9::2")
+	world     = newHost("192.0.2.9", "2001:db8:9::9")
+	// A pod of a node that is reached through a device without from_net.
+	unhookedPod = newHost("10.3.0.30", "fd00:3::30")
+	service     = newHost("10.96.0.1", "fd00:96::1")
+	linkLocal   = netip.MustParseAddr("fe80::10")
+	gateway4    = netip.MustParseAddr("169.254.1.1")
+	gateway6    = netip.MustParseAddr("fe80::1")
+	allNodes6   = netip.MustParseAddr("ff02::1")
+	remoteNets  = []netip.Prefix{netip.MustParsePrefix("10.2.0.0/24"), netip.MustParsePrefix("fd00:2::/64")}
+	otherNets   = []netip.Prefix{netip.MustParsePrefix("10.3.0.0/24"), netip.MustParsePrefix("fd00:3::/64")}
 )
 
 var families = []int{4, 6}
@@ -89,6 +92,7 @@ func newNode(t testing.TB, o datapath.Options) *node {
 	n.endpointsB.IPv4, n.endpointsB.IPv6, n.endpointsB.Generation = podB.v4, podB.v6, 8
 	n.must(n.d.Maps().Endpoints.Upsert(n.endpointsA))
 	n.must(n.d.Maps().Endpoints.Upsert(n.endpointsB))
+	n.must(n.d.Maps().Endpoints.SetNetDevices([]int{n.eth.Attrs().Index}))
 	n.fillIPCache()
 	n.route()
 	n.config(func(*maps.Config) {})
@@ -132,7 +136,7 @@ func (n *node) fillIPCache() {
 			n.must(n.d.Maps().IPCache.Upsert(maps.IPCacheRow{Prefix: netip.PrefixFrom(a, a.BitLen()), Identity: r.id, Kind: r.kind, EndpointID: r.ep}))
 		}
 	}
-	for _, p := range remoteNets {
+	for _, p := range append(remoteNets, otherNets...) {
 		n.must(n.d.Maps().IPCache.Upsert(maps.IPCacheRow{Prefix: p, Identity: table.IdentityInit, Kind: table.KindRemotePod}))
 	}
 }
@@ -143,13 +147,11 @@ func (n *node) route() {
 		bits := map[int]int{4: 24, 6: 64}[f]
 		addr := &netlink.Addr{IPNet: &net.IPNet{IP: ownNode.of(f).AsSlice(), Mask: net.CIDRMask(bits, ownNode.of(f).BitLen())}, Flags: 0x02} // NODAD
 		n.must(netlink.AddrReplace(n.eth, addr))
-		for _, dst := range remoteNets {
-			if dst.Addr().Is4() != (f == 4) {
-				continue
-			}
-			_, ipnet, _ := net.ParseCIDR(dst.String())
-			n.must(netlink.RouteReplace(&netlink.Route{Dst: ipnet, Gw: otherNode.of(f).AsSlice(), LinkIndex: n.eth.Attrs().Index}))
-		}
+		i := map[int]int{4: 0, 6: 1}[f]
+		_, near, _ := net.ParseCIDR(remoteNets[i].String())
+		n.must(netlink.RouteReplace(&netlink.Route{Dst: near, Gw: otherNode.of(f).AsSlice(), LinkIndex: n.eth.Attrs().Index}))
+		_, far, _ := net.ParseCIDR(otherNets[i].String())
+		n.must(netlink.RouteReplace(&netlink.Route{Dst: far, LinkIndex: n.b.Attrs().Index, Scope: netlink.SCOPE_LINK}))
 	}
 	for _, s := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
 		n.must(os.WriteFile("/proc/sys/net/"+s, []byte("1"), 0o644))

@@ -113,6 +113,19 @@ func TestTooBigOptions(t *testing.T) {
 	wantTooBig(t, res.out, q, ownNode.v6, 1500)
 }
 
+// TestTooBigMinimum guards against telling an IPv6 sender an MTU below 1280,
+// which it would take for a request to send fragment headers, or ignore.
+func TestTooBigMinimum(t *testing.T) {
+	n := newNode(t, both)
+	narrow := n.endpointsB
+	narrow.MTU = 1200
+	n.must(n.d.Maps().Endpoints.Upsert(narrow))
+	p := big(ap(podA.v6, 1), ap(podB.v6, 2), 1300)
+	res := n.packet(reason.FromPod, n.a, p)
+	n.want(res, reason.FromPod, reason.TooBig, reason.CTNew, reason.ICMPSent)
+	wantTooBig(t, res.out, p, ownNode.v6, 1280)
+}
+
 // TestTooBigMayFragment guards against IPv4 packets without DF being refused:
 // the stack cuts them up.
 func TestTooBigMayFragment(t *testing.T) {
@@ -161,6 +174,10 @@ func TestSuperPackets(t *testing.T) {
 		// BIG TCP: no length in the header.
 		p.TotalLen = ptr(0)
 		n.want(n.packet(reason.FromPod, n.a, p, withGSO(1400)), reason.FromPod, reason.Neigh)
+		if fam == 6 { // older kernels put a jumbogram header in, which no segment carries
+			p.Ext = []frame.Ext{{Type: frame.HopByHop, Body: []byte{0xc2, 4, 0, 0, 12, 0}}}
+			n.want(n.packet(reason.FromPod, n.a, p, withGSO(1500-header-20)), reason.FromPod, reason.Neigh)
+		}
 	})
 }
 
@@ -193,6 +210,14 @@ func TestNoRoute(t *testing.T) {
 		n.want(n.packet(reason.FromPod, n.a, p), reason.FromPod, reason.Stack, reason.CTNew)
 		ip(t, "link set eth0 up")
 		n.route()
-		n.want(n.packet(reason.FromPod, n.a, p), reason.FromPod, reason.Neigh)
+		n.want(n.packet(reason.FromPod, n.a, p), reason.FromPod, reason.Stack) // one path a connection
+		q := frame.NewUDP(ap(podA.of(fam), 3), ap(remotePod.of(fam), 4), nil)
+		n.want(n.packet(reason.FromPod, n.a, q), reason.FromPod, reason.Neigh, reason.CTNew)
+		// Gone under a fast connection.
+		ip(t, "link set eth0 down")
+		n.want(n.packet(reason.FromPod, n.a, q), reason.FromPod, reason.Stack)
+		ip(t, "link set eth0 up")
+		n.route()
+		n.want(n.packet(reason.FromPod, n.a, q), reason.FromPod, reason.Neigh)
 	})
 }

@@ -54,7 +54,7 @@ func showAddr(a netip.Addr) string {
 	return a.String()
 }
 
-// EndpointMap is weft_ep together with weft_dev, which finds the row of a device.
+// EndpointMap is weft_ep together with weft_dev, which tells what a device is.
 type EndpointMap struct{ rows, devices *ebpf.Map }
 
 // Upsert writes the endpoint's row, then makes its device find it.
@@ -70,7 +70,7 @@ func (m *EndpointMap) Upsert(r EndpointRow) error {
 	if err := put(m.rows, uint32(r.ID), row); err != nil {
 		return fmt.Errorf("endpoint %d: %w", r.ID, err)
 	}
-	if err := put(m.devices, row.Ifindex, object.DatapathWeftDevice{Id: uint32(r.ID)}); err != nil {
+	if err := put(m.devices, row.Ifindex, object.DatapathWeftDevice{Kind: devicePod, Endpoint: uint32(r.ID)}); err != nil {
 		return fmt.Errorf("endpoint %d: %w", r.ID, err)
 	}
 	if old.Generation != 0 && old.Ifindex != row.Ifindex {
@@ -125,7 +125,7 @@ func (m *EndpointMap) Delete(id uint16) error {
 func (m *EndpointMap) forgetDevice(ifindex uint32, id uint16) error {
 	var d object.DatapathWeftDevice
 	err := m.devices.Lookup(ifindex, &d)
-	if errors.Is(err, ebpf.ErrKeyNotExist) || (err == nil && d.Id != uint32(id)) {
+	if errors.Is(err, ebpf.ErrKeyNotExist) || (err == nil && (d.Kind != devicePod || d.Endpoint != uint32(id))) {
 		return nil
 	}
 	if err != nil {
@@ -163,7 +163,14 @@ func decodeEndpoint(id uint16, v object.DatapathWeftEndpoint) EndpointRow {
 	return r
 }
 
-// Devices returns which endpoint each device index leads to, as weft_dev has it.
+// Kinds of devices, as enum weft_device_kind.
+const (
+	devicePod = 1
+	deviceNet = 2
+)
+
+// Devices returns which endpoint each device index leads to, as weft_dev has it;
+// 0 stands for a device of the node.
 func (m *EndpointMap) Devices() (map[int]uint16, error) {
 	keys, vals, err := dump[uint32, object.DatapathWeftDevice](m.devices)
 	if err != nil {
@@ -171,7 +178,28 @@ func (m *EndpointMap) Devices() (map[int]uint16, error) {
 	}
 	out := make(map[int]uint16, len(keys))
 	for i, k := range keys {
-		out[int(k)] = uint16(vals[i].Id)
+		out[int(k)] = uint16(vals[i].Endpoint)
 	}
 	return out, nil
+}
+
+// SetNetDevices tells the programs which devices carry from_net and to_net: only
+// through these may a connection be fast.
+func (m *EndpointMap) SetNetDevices(indexes []int) error {
+	keys, vals, err := dump[uint32, object.DatapathWeftDevice](m.devices)
+	if err != nil {
+		return err
+	}
+	keep := map[uint32]bool{}
+	var errs []error
+	for _, i := range indexes {
+		keep[uint32(i)] = true
+		errs = append(errs, put(m.devices, uint32(i), object.DatapathWeftDevice{Kind: deviceNet}))
+	}
+	for i, k := range keys {
+		if vals[i].Kind == deviceNet && !keep[k] {
+			errs = append(errs, remove(m.devices, k))
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -94,6 +94,11 @@ func TestEndpoints(t *testing.T) {
 	first.IfIndex = 30 // a new device
 	must(t, s.Endpoints.Upsert(first))
 	want([]maps.EndpointRow{first, second}, map[int]uint16{30: 1, 20: 4095})
+	must(t, s.Endpoints.SetNetDevices([]int{2, 3}))
+	want([]maps.EndpointRow{first, second}, map[int]uint16{30: 1, 20: 4095, 2: 0, 3: 0})
+	must(t, s.Endpoints.SetNetDevices([]int{3}))
+	want([]maps.EndpointRow{first, second}, map[int]uint16{30: 1, 20: 4095, 3: 0})
+	must(t, s.Endpoints.SetNetDevices(nil))
 	// The index of a deleted device is given to another endpoint's before the row goes.
 	third := row(7, 30)
 	must(t, s.Endpoints.Upsert(third))

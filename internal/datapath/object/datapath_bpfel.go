@@ -69,8 +69,9 @@ type DatapathWeftCt6Key struct {
 }
 
 type DatapathWeftDevice struct {
-	_  structs.HostLayout
-	Id uint32
+	_        structs.HostLayout
+	Kind     uint32
+	Endpoint uint32
 }
 
 type DatapathWeftEndpoint struct {
