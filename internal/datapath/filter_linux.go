@@ -65,8 +65,8 @@ func addClsact(ifindex int) error {
 	return nil
 }
 
-// filters returns the BPF filters of a hook in the order in which they run.
-func filters(ifindex int, h reason.Hook) ([]*netlink.BpfFilter, error) {
+// anyFilters returns all that a device has at a hook's parent, of any kind.
+func anyFilters(ifindex int, h reason.Hook) ([]netlink.Filter, error) {
 	l := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: ifindex}}
 	all, err := netlink.FilterList(l, filterParent(h))
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) { // no clsact
@@ -75,13 +75,19 @@ func filters(ifindex int, h reason.Hook) ([]*netlink.BpfFilter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("filters: %w", err)
 	}
+	return all, nil
+}
+
+// filters returns the BPF filters of a hook in the order in which they run.
+func filters(ifindex int, h reason.Hook) ([]*netlink.BpfFilter, error) {
+	all, err := anyFilters(ifindex, h)
 	var out []*netlink.BpfFilter
 	for _, f := range all {
 		if b, ok := f.(*netlink.BpfFilter); ok && b.Handle != 0 {
 			out = append(out, b)
 		}
 	}
-	return out, nil
+	return out, err
 }
 
 // runningFilters returns what runs at a hook by clsact, in order.
@@ -100,9 +106,10 @@ func ours(f *netlink.BpfFilter, h reason.Hook) bool {
 }
 
 // removeFilters takes our filters off a device, and clsact with them where
-// nobody else has a filter on it. A device that is gone is no error.
+// they were the last on it. A device without a filter of ours is left as it is:
+// its clsact is somebody else's. A device that is gone is no error.
 func removeFilters(ifindex int, hooks []reason.Hook) error {
-	others := false
+	removed := false
 	for _, h := range hooks {
 		fs, err := filters(ifindex, h)
 		if errors.Is(err, unix.ENODEV) {
@@ -113,17 +120,26 @@ func removeFilters(ifindex int, hooks []reason.Hook) error {
 		}
 		for _, f := range fs {
 			if !ours(f, h) {
-				others = true
 				continue
 			}
+			removed = true
 			del := &netlink.BpfFilter{FilterAttrs: filterAttrs(ifindex, h), Fd: -1}
 			if err := netlink.FilterDel(del); err != nil && !gone(err) {
 				return fmt.Errorf("filter %s: %w", f.Name, err)
 			}
 		}
 	}
-	if others {
+	if !removed {
 		return nil
+	}
+	for _, h := range hooks {
+		left, err := anyFilters(ifindex, h)
+		if err != nil && !gone(err) {
+			return err
+		}
+		if len(left) != 0 {
+			return nil
+		}
 	}
 	err := netlink.QdiscDel(&netlink.GenericQdisc{
 		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath_test
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/weft-net/weft/internal/datapath"
+)
+
+func tc(t *testing.T, args string) string {
+	t.Helper()
+	out, err := exec.Command("tc", strings.Fields(args)...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("tc %s: %v: %s", args, err, out)
+	}
+	return string(out)
+}
+
+// TestOthersFilters guards against an agent that takes somebody else's filters,
+// of whatever kind, or their clsact, off a device: the node's traffic shaping
+// or firewall would be gone.
+func TestOthersFilters(t *testing.T) {
+	o := both
+	o.Root = newRoot(t)
+	d := open(t, o)
+	eth := newVeth(t, "etho")
+	devs := []datapath.Device{{Name: "etho", Index: eth.Attrs().Index}}
+	// A qdisc without filters yet, as one made for shared use has it.
+	tc(t, "qdisc add dev etho clsact")
+	if err := d.SyncDevices(devs); err != nil {
+		t.Fatal(err)
+	}
+	if q := tc(t, "qdisc show dev etho"); !strings.Contains(q, "clsact") {
+		t.Fatalf("somebody's clsact is gone: %s", q)
+	}
+	theirs := map[string]string{
+		"u32":      "ingress prio 5 protocol ip u32 match ip src 198.51.100.0/24",
+		"matchall": "egress prio 6 matchall action pass",
+	}
+	for _, f := range theirs {
+		tc(t, "filter add dev etho "+f)
+	}
+	want := func(after string) {
+		t.Helper()
+		got := tc(t, "filter show dev etho ingress") + tc(t, "filter show dev etho egress")
+		for kind := range theirs {
+			if !strings.Contains(got, kind) {
+				t.Errorf("after %s the %s filter is gone; left: %q", after, kind, got)
+			}
+		}
+		if strings.Contains(got, "weft_") {
+			t.Errorf("after %s a filter of ours is left: %q", after, got)
+		}
+	}
+	step := func(what string, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		want(what)
+	}
+	step("start", d.SyncDevices(devs))
+	step("giving the device up", d.SyncDevices(nil))
+	step("detaching what is not attached", d.DetachEndpoint("etho"))
+	// With a filter of ours beside them.
+	if err := d.AttachEndpoint("etho", eth.Attrs().Index); err != nil {
+		t.Fatal(err)
+	}
+	step("detaching", d.DetachEndpoint("etho"))
+	if err := d.AttachEndpoint("etho", eth.Attrs().Index); err != nil {
+		t.Fatal(err)
+	}
+	step("unloading", datapath.Unload(o.Root))
+}
