@@ -24,22 +24,17 @@ type found struct {
 // one whose namespace path alone is gone stays, as something still holds the
 // namespace, and the runtime's DEL or GC ends it.
 //
-// A corrupt state file is moved aside and the endpoints are rebuilt from the
-// endpoint map and the links' aliases. An error means that nothing was done.
+// A state file that is corrupt is moved aside. Then, or if it is not there though
+// the node has links or rows of Weft, the endpoints are rebuilt from the endpoint
+// map and the links' aliases: whoever lost the file must not cost running pods
+// their network. An error means that nothing was done.
 func (m *Manager) Restore(ctx context.Context) error {
 	f, err := m.look()
 	if err != nil {
 		return fmt.Errorf("restore endpoints: %w", err)
 	}
-	now := m.p.Settings.Now()
-	doc, err := m.state.load(now)
-	var corrupt *corruptError
-	if errors.As(err, &corrupt) {
-		doc = m.rebuild(f)
-		m.alloc.Hold(corrupt.written.Add(ipam.Rest))
-		m.log.Error("state file is corrupt; endpoints were rebuilt from the endpoint map and the links' aliases",
-			"file", m.p.State.Path, "error", corrupt.err, "movedTo", corrupt.movedTo, "endpoints", len(doc.Endpoints))
-	} else if err != nil {
+	doc, err := m.load(f)
+	if err != nil {
 		return fmt.Errorf("restore endpoints: %w", err)
 	}
 	m.adopt(doc, f)
@@ -58,6 +53,31 @@ func (m *Manager) Restore(ctx context.Context) error {
 	}
 	m.wake()
 	return nil
+}
+
+// load returns the state of the earlier life, from the file or else from what
+// the kernel has.
+func (m *Manager) load(f *found) (*stateDoc, error) {
+	now := m.p.Settings.Now()
+	doc, err := m.state.load(now)
+	var corrupt *corruptError
+	switch {
+	case errors.As(err, &corrupt):
+		doc = m.rebuild(f)
+		m.alloc.Hold(corrupt.written.Add(ipam.Rest))
+		m.log.Error("state file is corrupt; endpoints were rebuilt from the endpoint map and the links' aliases",
+			"file", m.p.State.Path, "error", corrupt.err, "movedTo", corrupt.movedTo, "endpoints", len(doc.Endpoints))
+	case errors.Is(err, errNoState) && len(f.links)+len(f.rows) == 0: // a new node, or one that booted
+		return &stateDoc{Version: stateVersion}, nil
+	case errors.Is(err, errNoState):
+		doc = m.rebuild(f)
+		m.alloc.Hold(now.Add(ipam.Rest)) // nobody knows when an address was released last
+		m.log.Error("state file is missing though the node has endpoints; they were rebuilt from the endpoint map and the links' aliases",
+			"file", m.p.State.Path, "links", len(f.links), "rows", len(f.rows), "endpoints", len(doc.Endpoints))
+	case err != nil:
+		return nil, err
+	}
+	return doc, nil
 }
 
 func (m *Manager) look() (*found, error) {

@@ -131,12 +131,14 @@ type corruptError struct {
 
 func (e *corruptError) Error() string { return e.err.Error() }
 
-// load reads the state file. A missing file is an empty state. A corrupt one is
-// moved aside.
+// errNoState is wrapped by load for a file that is not there.
+var errNoState = errors.New("is not there")
+
+// load reads the state file. A corrupt one is moved aside.
 func (s *stateFile) load(now time.Time) (*stateDoc, error) {
 	b, err := os.ReadFile(s.path)
 	if errors.Is(err, os.ErrNotExist) {
-		return &stateDoc{Version: stateVersion}, nil
+		return nil, fmt.Errorf("state file %s: %w", s.path, errNoState)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("state file %s: %w", s.path, err)
