@@ -36,9 +36,9 @@ func TestOthersFilters(t *testing.T) {
 	if q := tc(t, "qdisc show dev etho"); !strings.Contains(q, "clsact") {
 		t.Fatalf("somebody's clsact is gone: %s", q)
 	}
-	theirs := map[string]string{
-		"u32":      "ingress prio 5 protocol ip u32 match ip src 198.51.100.0/24",
-		"matchall": "egress prio 6 matchall action pass",
+	theirs := map[string]string{ // by what `tc` shows of them
+		"c6336400": "ingress prio 5 protocol ip u32 match ip src 198.51.100.0/24",
+		"cb007100": "egress prio 6 protocol ip u32 match ip dst 203.0.113.0/24",
 	}
 	for _, f := range theirs {
 		tc(t, "filter add dev etho "+f)
@@ -46,9 +46,9 @@ func TestOthersFilters(t *testing.T) {
 	want := func(after string) {
 		t.Helper()
 		got := tc(t, "filter show dev etho ingress") + tc(t, "filter show dev etho egress")
-		for kind := range theirs {
-			if !strings.Contains(got, kind) {
-				t.Errorf("after %s the %s filter is gone; left: %q", after, kind, got)
+		for match := range theirs {
+			if !strings.Contains(got, match) {
+				t.Errorf("after %s the filter with %s is gone; left: %q", after, match, got)
 			}
 		}
 		if strings.Contains(got, "weft_") {
