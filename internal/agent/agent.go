@@ -254,7 +254,7 @@ func (a *Agent) newDatapath(ctx context.Context) (err error) {
 		return err
 	}
 	if len(a.mem.PodCIDRs) > 0 {
-		if err := errors.Join(a.endpoints.SetNodeAddrs(a.enabled(a.mem.Addrs)), a.endpoints.SetRanges(a.mem.PodCIDRs)); err != nil {
+		if err := errors.Join(a.endpoints.SetNodeAddrs(a.enabled(a.mem.Addrs)), a.endpoints.SetRanges(a.enabledRanges(a.mem.PodCIDRs))); err != nil {
 			a.log.Warn("what was remembered of the node cannot be used", "error", err)
 		}
 	}
@@ -451,6 +451,18 @@ func (a *Agent) enabled(addrs []netip.Addr) []netip.Addr {
 	for _, x := range addrs {
 		if a.fam.has(x) {
 			out = append(out, x)
+		}
+	}
+	return out
+}
+
+// enabledRanges returns the ranges whose family is on: a cluster may give nodes
+// ranges of both while Weft was told to use one.
+func (a *Agent) enabledRanges(ranges []netip.Prefix) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range ranges {
+		if a.fam.has(p.Addr()) {
+			out = append(out, p)
 		}
 	}
 	return out

@@ -85,7 +85,7 @@ func (a *Agent) applyNode(ctx context.Context, n *table.Node) error {
 	if len(n.PodCIDRs) == 0 {
 		return fmt.Errorf("node %s has no podCIDRs: start kube-controller-manager with --allocate-node-cidrs=true and --cluster-cidr", n.Name)
 	}
-	if err := errors.Join(a.endpoints.SetNodeAddrs(addrs), a.endpoints.SetRanges(n.PodCIDRs)); err != nil {
+	if err := errors.Join(a.endpoints.SetNodeAddrs(addrs), a.endpoints.SetRanges(a.enabledRanges(n.PodCIDRs))); err != nil {
 		return err
 	}
 	if err := a.ensureHealth(ctx); err != nil {

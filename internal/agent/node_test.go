@@ -29,6 +29,7 @@ import (
 	"github.com/weft-net/weft/internal/k8s"
 	"github.com/weft-net/weft/internal/k8s/apiservertest"
 	"github.com/weft-net/weft/internal/rpc"
+	"github.com/weft-net/weft/internal/table"
 )
 
 // inNode is set in a process that has network and mounts to itself.
@@ -89,7 +90,10 @@ func newNode(t *testing.T, settings map[string]string) (InitOptions, string) {
 			t.Fatal(err)
 		}
 	}
-	settings["enable-ipv6"], settings["auto-direct-node-routes"] = "true", "true"
+	if settings["enable-ipv6"] == "" {
+		settings["enable-ipv6"] = "true"
+	}
+	settings["auto-direct-node-routes"] = "true"
 	for k, v := range settings {
 		if err := os.WriteFile(filepath.Join(o.Paths.Config, k), []byte(v), 0o644); err != nil {
 			t.Fatal(err)
@@ -401,6 +405,45 @@ func TestLife(t *testing.T) {
 		return r == "", r
 	})
 	testTaintAgain(t, api)
+	s.end()
+}
+
+// Guards against a family that is off and matters nevertheless: a cluster with
+// ranges of both, and an agent that was told to use one.
+func TestOneFamily(t *testing.T) {
+	if !node(t) {
+		return
+	}
+	o, _ := newNode(t, map[string]string{"enable-ipv4": "false"})
+	api := apiservertest.Start(t)
+	api.InstallCRDs("../../install/helm/weft/crds")
+	o.Paths.Credentials = api.CredentialsDir
+	if err := os.WriteFile(o.Paths.Config+"/k8s-api-server", []byte(api.URL), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	addNode(t, api, "n1", 1)
+	addNode(t, api, "n2", 2)
+	if err := Init(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	s := start(t, o)
+	eventually(t, "proven", func() (bool, any) { c := s.component("Node proof"); return c.State == rpc.StateOK, c })
+	a := addPod(t, s, nil, "one")
+	if a.Is4() {
+		t.Errorf("pod has %s", a)
+	}
+	ping(t, a)
+	for _, r := range fetch[[]table.IPCache](s, rpc.PathIPCache) {
+		if r.Prefix.Addr().Is4() {
+			t.Errorf("ipcache has %s", r.Prefix)
+		}
+	}
+	if r := run(t, "ip", "-4", "route", "show", "proto", "87"); r != "" {
+		t.Errorf("IPv4 route %q", r)
+	}
+	if r := run(t, "ip", "-6", "route", "show", "fd00:2::/64"); !strings.Contains(r, "via fd09::2") {
+		t.Errorf("IPv6 route %q", r)
+	}
 	s.end()
 }
 
