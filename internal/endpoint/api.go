@@ -90,7 +90,7 @@ type Settings struct {
 	Claimed func(netip.Addr) bool
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
-	// Concurrency bounds the operations at work at one time; 0 is 8.
+	// Concurrency bounds the operations at work at one time; 0 is 3.
 	Concurrency int
 }
 

@@ -44,7 +44,7 @@ func (m *Manager) Restore(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("restore endpoints: %w", err)
 		}
-		if err := m.install(&ep, nil); err != nil {
+		if err := m.mend(&ep); err != nil {
 			m.log.Error("endpoint is not as it should be", "endpoint", ep.ID, "name", ep.Name(), "error", err)
 		}
 	}
@@ -53,6 +53,23 @@ func (m *Manager) Restore(ctx context.Context) error {
 	}
 	m.wake()
 	return nil
+}
+
+// mend is install for an endpoint of an earlier life. It leaves the pod's end
+// alone, unless the ADD was killed before the pod could send: a pod that runs may
+// have changed its routes.
+func (m *Manager) mend(ep *table.Endpoint) error {
+	v, err := vethOf(ep)
+	if err != nil {
+		return err
+	}
+	if err := m.p.Rows.WriteEndpoint(ep); err != nil {
+		return err
+	}
+	if err := m.p.Datapath.AttachEndpoint(ep.HostIfName, ep.HostIfIndex); err != nil {
+		return err
+	}
+	return m.p.Links.Mend(v, ep.HostIfIndex, m.addressing(ep))
 }
 
 // load returns the state of the earlier life, from the file or else from what

@@ -32,7 +32,7 @@ func (l *Links) Check(v Veth, index int, a Addressing) error {
 		return err
 	}
 	defer ns.Close()
-	ph, err := podHandle(ns, func() error { return nil })
+	ph, err := podHandle(ns, func(*netlink.Handle) error { return nil })
 	if err != nil {
 		return fmt.Errorf("link %s in %s: %w", v.IfName, v.Netns, err)
 	}

@@ -67,15 +67,18 @@ func switched(ns netns.NsHandle, f func() error) error {
 	return ferr
 }
 
-// podHandle returns a netlink handle in ns, after f ran there.
-func podHandle(ns netns.NsHandle, f func() error) (*netlink.Handle, error) {
+// podHandle returns a netlink handle in ns, after f ran there with it.
+func podHandle(ns netns.NsHandle, f func(*netlink.Handle) error) (*netlink.Handle, error) {
 	var h *netlink.Handle
 	err := inside(ns, func() (err error) {
-		if err := f(); err != nil {
+		if h, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+			return fmt.Errorf("netlink socket: %w", err)
+		}
+		if err := f(h); err != nil {
+			h.Close()
 			return err
 		}
-		h, err = netlink.NewHandle(unix.NETLINK_ROUTE)
-		return err
+		return nil
 	})
 	return h, err
 }

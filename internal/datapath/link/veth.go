@@ -108,6 +108,10 @@ func (l *Links) create(h *netlink.Handle, v Veth, ns netns.NsHandle) (int, error
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = v.HostIfName, v.MTU, v.HostMAC
 	pair := netlink.NewVeth(attrs)
+	// A veth has a queue for each possible CPU unless told otherwise, each an
+	// object in sysfs that takes time to make under the RTNL. Without XDP on the
+	// veth they have no use: it sends without queueing or lock.
+	pair.NumTxQueues, pair.NumRxQueues, pair.PeerNumTxQueues, pair.PeerNumRxQueues = 1, 1, 1, 1
 	pair.PeerName, pair.PeerHardwareAddr, pair.PeerNamespace = v.IfName, v.MAC, netlink.NsFd(ns)
 	if err := h.LinkAdd(pair); err != nil {
 		return 0, err

@@ -7,145 +7,72 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
+	"io"
 	"net"
-	"net/netip"
+	"os"
 	"os/exec"
 	"sync"
 	"time"
 
-	"github.com/cilium/statedb"
-
 	"github.com/weft-net/weft/internal/cni"
-	"github.com/weft-net/weft/internal/cni/server"
-	"github.com/weft-net/weft/internal/datapath"
-	"github.com/weft-net/weft/internal/datapath/link"
-	"github.com/weft-net/weft/internal/datapath/reason"
-	"github.com/weft-net/weft/internal/endpoint"
-	"github.com/weft-net/weft/internal/ipam"
-	"github.com/weft-net/weft/internal/table"
 )
 
-var ranges = []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:244:1::/64")}
-
-// kernel is the datapath as the endpoint manager wants it.
-type kernel struct{ *datapath.Datapath }
-
-func (k kernel) PurgeAddrs(addrs ...netip.Addr) error {
-	_, err := k.Maps().CT.PurgeAddrs(addrs...)
-	return err
+// remote is the agent's process.
+type remote struct {
+	cmd *exec.Cmd
+	in  *json.Encoder
+	out *json.Decoder
+	end io.Closer
 }
 
-// shared is kernel with filter blocks instead of tcx links.
-type shared struct {
-	kernel
-	link.Blocks
+// startAgent starts the process that the figures are about. It is one of its
+// own: a runtime's forks hold up the process that they are made in.
+func startAgent() (*remote, error) {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), roleEnv+"=agent")
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	return &remote{cmd: cmd, in: json.NewEncoder(in), out: json.NewDecoder(out), end: in}, awaitAgent(context.Background())
 }
 
-func (s shared) AttachEndpoint(_ string, ifindex int) error { return s.Attach(ifindex) }
-func (s shared) DetachEndpoint(string) error                { return nil } // went with the link
-
-// clocked notes how long the manager takes for each call.
-type clocked struct {
-	*endpoint.Manager
-	mu       sync.Mutex
-	add, del samples
+func (r *remote) order(o order) (a answer, err error) {
+	if err := r.in.Encode(o); err != nil {
+		return a, err
+	}
+	if err := r.out.Decode(&a); err != nil {
+		return a, fmt.Errorf("agent's process: %w", err)
+	}
+	if a.Error != "" {
+		return a, errors.New(a.Error)
+	}
+	return a, nil
 }
 
-func (c *clocked) Add(ctx context.Context, r endpoint.AddRequest) (table.Endpoint, error) {
-	start := time.Now()
-	ep, err := c.Manager.Add(ctx, r)
-	c.note(&c.add, time.Since(start))
-	return ep, err
-}
+func (r *remote) stop() error { return errors.Join(r.end.Close(), r.cmd.Wait()) }
 
-func (c *clocked) Delete(ctx context.Context, containerID, ifname string) error {
-	start := time.Now()
-	err := c.Manager.Delete(ctx, containerID, ifname)
-	c.note(&c.del, time.Since(start))
-	return err
-}
-
-func (c *clocked) note(to *samples, d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	*to = append(*to, d)
-}
-
-// take returns what was noted since the last time.
-func (c *clocked) take() (add, del samples) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	add, del = c.add, c.del
-	c.add, c.del = nil, nil
-	return add, del
-}
-
-// latencies runs the CNI of an agent in this process and measures it.
+// latencies measures the CNI of an agent that consists of nothing else.
 func latencies(f figures, pods []pod, plugin string, o options) (err error) {
-	ctx, cancel := context.WithCancel(context.Background())
-	log := slog.New(slog.DiscardHandler)
-	dp, err := datapath.Open(datapath.Options{Root: bpffs + "/weft", IPv4: true, IPv6: true, Log: log})
+	r, err := startAgent()
+	if r != nil {
+		defer func() { err = errors.Join(err, r.stop()) }()
+	}
 	if err != nil {
-		cancel()
 		return err
 	}
-	defer func() { err = errors.Join(err, dp.Close(), datapath.Unload(bpffs+"/weft")) }()
-	m, err := newManager(dp, o.attach, log)
-	if err != nil {
-		cancel()
-		return err
-	}
-	c := &clocked{Manager: m}
-	s, err := server.New(server.Params{Endpoints: c, Log: log})
-	if err != nil {
-		cancel()
-		return err
-	}
-	var wg sync.WaitGroup
-	var managed, served error
-	wg.Go(func() { managed = m.Run(ctx) })
-	wg.Go(func() { served = s.Run(ctx) })
-	defer func() {
-		cancel()
-		wg.Wait()
-		err = errors.Join(err, managed, served)
-	}()
-	if err := awaitAgent(ctx); err != nil {
-		return err
-	}
-	return all(f, c, pods, plugin, o.rounds)
-}
-
-func newManager(dp *datapath.Datapath, attach string, log *slog.Logger) (*endpoint.Manager, error) {
-	links, err := link.New("", log)
-	if err != nil {
-		return nil, err
-	}
-	if err := links.EnsureForwarding(true, true); err != nil {
-		return nil, err
-	}
-	var side endpoint.Datapath = kernel{dp}
-	if attach == "shared" {
-		side = shared{kernel{dp}, link.Blocks{FromPod: dp.Program(reason.FromPod).FD(), ToPod: dp.Program(reason.ToPod).FD()}}
-	}
-	db := statedb.New()
-	eps, err := table.NewEndpoints(db)
-	if err != nil {
-		return nil, err
-	}
-	m, err := endpoint.New(endpoint.Params{
-		Node: nodeName, Links: links, Datapath: side, Log: log,
-		Rows:     endpoint.MapRows{Endpoints: dp.Maps().Endpoints, IPCache: dp.Maps().IPCache},
-		Settings: endpoint.Settings{Families: ipam.Families{V4: true, V6: true}, MTU: func() int { return 1500 }},
-		State:    endpoint.State{DB: db, Endpoints: eps},
-	})
-	if err != nil {
-		return nil, err
-	}
-	return m, errors.Join(m.Restore(context.Background()), m.SetNodeAddrs([]netip.Addr{netip.MustParseAddr(nodeAddr)}), m.SetRanges(ranges))
+	return all(f, r, pods, plugin, o.rounds)
 }
 
 // awaitAgent returns once the socket answers.
@@ -170,7 +97,7 @@ func awaitAgent(ctx context.Context) error {
 
 // all measures each kind. Pods leave fewer addresses than there are for a round
 // each within the 30 s of rest, so the rounds' ranges rotate.
-func all(f figures, c *clocked, pods []pod, plugin string, rounds int) error {
+func all(f figures, r *remote, pods []pod, plugin string, rounds int) error {
 	exe := func(command string) func(pod) error {
 		return func(p pod) error { return execute(plugin, command, p) }
 	}
@@ -194,7 +121,7 @@ func all(f figures, c *clocked, pods []pod, plugin string, rounds int) error {
 		var agentAdd, agentDel, add, del samples
 		for range rounds {
 			turn++
-			if err := c.SetRanges([]netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", turn)), ranges[1]}); err != nil {
+			if err := settled(r, turn); err != nil {
 				return err
 			}
 			a, err := k.order(pods, k.call("ADD"))
@@ -206,8 +133,11 @@ func all(f figures, c *clocked, pods []pod, plugin string, rounds int) error {
 				return err
 			}
 			add, del = append(add, a...), append(del, d...)
-			a, d = c.take()
-			agentAdd, agentDel = append(agentAdd, a...), append(agentDel, d...)
+			noted, err := r.order(order{Take: true})
+			if err != nil {
+				return err
+			}
+			agentAdd, agentDel = append(agentAdd, noted.Add...), append(agentDel, noted.Del...)
 		}
 		f.latency(fmt.Sprintf(k.around, "add"), add)
 		f.latency(fmt.Sprintf(k.around, "del"), del)
@@ -217,6 +147,22 @@ func all(f figures, c *clocked, pods []pod, plugin string, rounds int) error {
 		}
 	}
 	return nil
+}
+
+// settled waits until what the last DELs left is cleared up, which would take
+// part in the next figures.
+func settled(r *remote, turn int) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(20 * time.Second); ; <-tick.C {
+		a, err := r.order(order{Ranges: turn})
+		if err != nil || a.Busy == 0 {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%d addresses of deleted pods are still in use", a.Busy)
+		}
+	}
 }
 
 func oneByOne(pods []pod, call func(pod) error) (samples, error) {

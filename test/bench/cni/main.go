@@ -39,14 +39,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const childEnv = "WEFT_BENCH_CNI"
+const (
+	childEnv = "WEFT_BENCH_CNI"      // set inside the namespaces
+	roleEnv  = "WEFT_BENCH_CNI_ROLE" // "agent": the process that the figures are about
+)
 
 type options struct {
 	out    string
 	bin    string // directory of weft-cni and weft-agent
 	pods   int
 	rounds int
-	attach string // "tcx": as the agent does; "shared": filter blocks, to compare
 }
 
 func main() {
@@ -55,12 +57,14 @@ func main() {
 	flag.StringVar(&o.bin, "bin", "build/bin", "directory of weft-cni and weft-agent")
 	flag.IntVar(&o.pods, "pods", 110, "pods on the node")
 	flag.IntVar(&o.rounds, "rounds", 3, "times that all pods are added and deleted, of each kind")
-	flag.StringVar(&o.attach, "attach", "tcx", "how programs get onto links: tcx, as the agent does it, or shared filter blocks, to compare")
 	flag.Parse()
 	var err error
-	if os.Getenv(childEnv) == "" {
+	switch {
+	case os.Getenv(childEnv) == "":
 		err = isolate()
-	} else {
+	case os.Getenv(roleEnv) == "agent":
+		err = agent()
+	default:
 		err = measure(o)
 	}
 	if err != nil {
