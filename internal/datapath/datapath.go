@@ -88,7 +88,7 @@ func Open(o Options) (*Datapath, error) {
 		return nil, fmt.Errorf("datapath: %w", err)
 	}
 	if !has.tcx {
-		o.Log.Warn("The kernel has no tcx: programs of others on clsact hooks can come before Weft's", "since", "Linux 6.6")
+		o.Log.Warn("the kernel has no tcx: programs of others on clsact hooks can come before Weft's", "since", "Linux 6.6")
 	}
 	unlock, err := lockRoot(o.Root)
 	if err != nil {
@@ -192,9 +192,9 @@ func shrinkUnused(o Options, spec *ebpf.CollectionSpec) {
 
 // explainLoad adds the verifier's last words, which name the instruction.
 func explainLoad(err error) error {
-	var ve *ebpf.VerifierError
-	if errors.As(err, &ve) {
-		return fmt.Errorf("the kernel refused a program, which is a defect of Weft or a kernel older than 6.1: %+v", ve)
+	if ve, ok := errors.AsType[*ebpf.VerifierError](err); ok {
+		log := strings.Join(ve.Log[max(0, len(ve.Log)-5):], "; ")
+		return fmt.Errorf("the kernel refused a program, which is a defect of Weft or a kernel older than 6.1: %w: %s", err, log)
 	}
 	return fmt.Errorf("load programs: %w", err)
 }

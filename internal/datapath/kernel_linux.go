@@ -143,8 +143,7 @@ func detachLink(l link.Link) error {
 // indexOf returns the index of a device, 0 if there is none of the name.
 func indexOf(name string) (int, error) {
 	l, err := netlink.LinkByName(name)
-	var none netlink.LinkNotFoundError
-	if errors.As(err, &none) {
+	if _, ok := errors.AsType[netlink.LinkNotFoundError](err); ok {
 		return 0, nil
 	}
 	if err != nil {

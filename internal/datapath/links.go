@@ -168,7 +168,7 @@ func (d *Datapath) attach(ifname string, ifindex int, h reason.Hook) error {
 		if at, err := linkTarget(l); err == nil && at == (target{ifindex, attachType(h)}) {
 			return updateLink(l, d.programs[h])
 		}
-		d.log.Info("Replacing a link that leads elsewhere", "link", path)
+		d.log.Info("replacing a link that leads elsewhere", "link", path)
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("pin %s: %w", path, err)
 	}
@@ -252,7 +252,7 @@ func (d *Datapath) pinnedDevices(hooks []reason.Hook) ([]string, error) {
 // swap puts the programs just loaded into whatever an earlier agent attached.
 func (d *Datapath) swap() error {
 	n, err := swapFilters(d.programs)
-	d.log.Info("Took over filters", "swapped", n)
+	d.log.Info("took over filters", "swapped", n)
 	return errors.Join(err, d.swapLinks())
 }
 
@@ -279,7 +279,7 @@ func (d *Datapath) swapLinks() error {
 			swapped++
 		}
 	}
-	d.log.Info("Took over pinned links", "swapped", swapped, "gone", gone)
+	d.log.Info("took over pinned links", "swapped", swapped, "gone", gone)
 	return errors.Join(errs...)
 }
 

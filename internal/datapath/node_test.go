@@ -85,8 +85,10 @@ func newNode(t testing.TB, o datapath.Options) *node {
 	}
 	n := &node{t: t, d: open(t, o)}
 	n.a, n.b, n.eth = newVeth(t, "lxca"), newVeth(t, "lxcb"), newVeth(t, "eth0")
-	n.endpointsA = maps.EndpointRow{ID: 1, IfIndex: n.a.Attrs().Index, MAC: "02:00:00:00:aa:aa", HostMAC: net.HardwareAddr(hostMAC[:]).String(),
-		IPv4: podA.v4, IPv6: podA.v6, MTU: 1500, Generation: 7, Identity: table.IdentityInit}
+	n.endpointsA = maps.EndpointRow{
+		ID: 1, IfIndex: n.a.Attrs().Index, MAC: "02:00:00:00:aa:aa", HostMAC: net.HardwareAddr(hostMAC[:]).String(),
+		IPv4: podA.v4, IPv6: podA.v6, MTU: 1500, Generation: 7, Identity: table.IdentityInit,
+	}
 	n.endpointsB = n.endpointsA
 	n.endpointsB.ID, n.endpointsB.IfIndex, n.endpointsB.MAC = 2, n.b.Attrs().Index, "02:00:00:00:bb:bb"
 	n.endpointsB.IPv4, n.endpointsB.IPv6, n.endpointsB.Generation = podB.v4, podB.v6, 8
@@ -189,6 +191,7 @@ type runOpt func(*skb)
 func withMark(m uint32) runOpt   { return func(s *skb) { s.Mark = m } }
 func withGSO(size uint32) runOpt { return func(s *skb) { s.GSOSize, s.GSOSegs = size, 2 } }
 func from(l netlink.Link) runOpt { return func(s *skb) { s.IngressIfindex = uint32(l.Attrs().Index) } }
+
 func (n *node) counts() map[string]uint64 {
 	n.t.Helper()
 	rows, err := n.d.Maps().Metrics.List()

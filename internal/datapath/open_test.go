@@ -143,8 +143,10 @@ func TestDeviceReplaced(t *testing.T) {
 // foreign loads a program of somebody else's.
 func foreign(t *testing.T) *ebpf.Program {
 	t.Helper()
-	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: "somebodys", Type: ebpf.SchedCLS, License: "GPL",
-		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()}})
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "somebodys", Type: ebpf.SchedCLS, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,8 +220,10 @@ func TestVerifyPods(t *testing.T) {
 	}
 	attach()
 	wantProblem(t, d, "")
-	theirs := &netlink.BpfFilter{FilterAttrs: netlink.FilterAttrs{LinkIndex: pod.Attrs().Index, Parent: netlink.HANDLE_MIN_INGRESS,
-		Handle: 1, Priority: 2, Protocol: 3}, Fd: foreign(t).FD(), Name: "theirs", DirectAction: true}
+	theirs := &netlink.BpfFilter{FilterAttrs: netlink.FilterAttrs{
+		LinkIndex: pod.Attrs().Index, Parent: netlink.HANDLE_MIN_INGRESS,
+		Handle: 1, Priority: 2, Protocol: 3,
+	}, Fd: foreign(t).FD(), Name: "theirs", DirectAction: true}
 	if err := netlink.FilterAdd(theirs); err != nil {
 		t.Fatal(err)
 	}
@@ -387,8 +391,10 @@ func TestReadEvents(t *testing.T) {
 			t.Errorf("time is %v off", age)
 		}
 		e.Time = time.Time{}
-		want := flow.Event{Type: flow.TypeDrop, Hook: "from_pod", Reason: "source-spoofed", Verdict: "drop", IfIndex: n.a.Attrs().Index,
-			Endpoint: 1, Src: world.v4, Dst: podB.v4, SrcPort: 4000, DstPort: 53, Proto: frame.UDP, SrcID: 5, Length: 33}
+		want := flow.Event{
+			Type: flow.TypeDrop, Hook: "from_pod", Reason: "source-spoofed", Verdict: "drop", IfIndex: n.a.Attrs().Index,
+			Endpoint: 1, Src: world.v4, Dst: podB.v4, SrcPort: 4000, DstPort: 53, Proto: frame.UDP, SrcID: 5, Length: 33,
+		}
 		if e != want {
 			t.Errorf("record %+v\nwant   %+v", e, want)
 		}

@@ -12,7 +12,6 @@ import (
 	"github.com/weft-net/weft/internal/datapath/reason"
 )
 
-func ptr[T any](v T) *T { return &v }
 
 // TestMalformed guards against packets whose lengths lie being believed. What a
 // pod sends is dropped; what comes in is dropped only if a pod would get it.
@@ -30,9 +29,9 @@ func TestMalformed(t *testing.T) {
 			p    frame.Packet
 			want reason.Code
 		}{
-			"version":               {with(udp, func(p *frame.Packet) { p.Version = ptr(uint8(5)) }), reason.Malformed},
-			"length beyond the end": {with(udp, func(p *frame.Packet) { p.TotalLen = ptr(500) }), reason.Truncated},
-			"length within UDP":     {with(udp, func(p *frame.Packet) { p.TotalLen = ptr(map[int]int{4: 24, 6: 4}[fam]) }), reason.Truncated},
+			"version":               {with(udp, func(p *frame.Packet) { p.Version = new(uint8(5)) }), reason.Malformed},
+			"length beyond the end": {with(udp, func(p *frame.Packet) { p.TotalLen = new(500) }), reason.Truncated},
+			"length within UDP":     {with(udp, func(p *frame.Packet) { p.TotalLen = new(map[int]int{4: 24, 6: 4}[fam]) }), reason.Truncated},
 			"UDP length too small":  {with(udp, func(p *frame.Packet) { p.Payload[5] = 7 }), reason.Malformed},
 			"UDP length too large":  {with(udp, func(p *frame.Packet) { p.Payload[5] = 200 }), reason.Malformed},
 			"TCP cut":               {with(tcp, func(p *frame.Packet) { p.Payload = p.Payload[:19] }), reason.Truncated},
@@ -96,9 +95,9 @@ func TestIPv4Options(t *testing.T) {
 		}
 	}
 	bad := frame.NewTCP(ap(podA.v4, 1000), ap(podB.v4, 80), frame.SYN, nil)
-	bad.IHL = ptr(uint8(4))
+	bad.IHL = new(uint8(4))
 	n.want(n.packet(reason.FromPod, n.a, bad), reason.FromPod, reason.Malformed)
-	bad.IHL = ptr(uint8(15))
+	bad.IHL = new(uint8(15))
 	n.want(n.packet(reason.FromPod, n.a, bad), reason.FromPod, reason.Malformed)
 }
 

@@ -63,7 +63,7 @@ func openMap(o Options, spec *ebpf.MapSpec) (m *ebpf.Map, created bool, err erro
 			return old, false, nil
 		}
 		defer old.Close()
-		o.Log.Warn("Replacing a map of another layout", "map", spec.Name, "reason", bad)
+		o.Log.Warn("replacing a map of another layout", "map", spec.Name, "reason", bad)
 	}
 	m, err = ebpf.NewMap(spec)
 	if errors.Is(err, syscall.ENOMEM) {
@@ -74,7 +74,7 @@ func openMap(o Options, spec *ebpf.MapSpec) (m *ebpf.Map, created bool, err erro
 	}
 	if old != nil && old.Type() == spec.Type && old.KeySize() == spec.KeySize && old.ValueSize() == spec.ValueSize {
 		n, lost := carryOver(old, m)
-		o.Log.Info("Carried entries over", "map", spec.Name, "entries", n, "lost", lost)
+		o.Log.Info("carried entries over", "map", spec.Name, "entries", n, "lost", lost)
 	}
 	return m, true, nil
 }

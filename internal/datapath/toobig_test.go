@@ -172,7 +172,7 @@ func TestSuperPackets(t *testing.T) {
 		n.want(res, reason.FromPod, reason.TooBig, reason.ICMPSent)
 		wantTooBig(t, res.out, p, ownNode.of(fam), 1500)
 		// BIG TCP: no length in the header.
-		p.TotalLen = ptr(0)
+		p.TotalLen = new(0)
 		n.want(n.packet(reason.FromPod, n.a, p, withGSO(1400)), reason.FromPod, reason.Neigh)
 		if fam == 6 { // older kernels put a jumbogram header in, which no segment carries
 			p.Ext = []frame.Ext{{Type: frame.HopByHop, Body: []byte{0xc2, 4, 0, 0, 12, 0}}}

@@ -7,6 +7,7 @@ package frame
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 )
 
 // Protocol numbers and lengths.
@@ -131,9 +132,9 @@ func (p Packet) ipv6() []byte {
 	}
 	var rest []byte
 	next := p.Proto
-	for i := len(exts) - 1; i >= 0; i-- {
-		rest = append(exts[i].bytes(next), rest...)
-		next = exts[i].Type
+	for _, ext := range slices.Backward(exts) {
+		rest = append(ext.bytes(next), rest...)
+		next = ext.Type
 	}
 	rest = append(rest, p.Payload...)
 	h := make([]byte, 40, 40+len(rest))

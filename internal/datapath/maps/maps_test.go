@@ -194,8 +194,10 @@ func TestConfig(t *testing.T) {
 	s := newSet(t)
 	for _, want := range []maps.Config{maps.DefaultConfig(), {
 		Trace: maps.TraceAll, EventRate: 7, ICMPRate: 9, NodeIPv4: netip.MustParseAddr("10.9.0.1"), NodeIPv6: netip.MustParseAddr("fd00::1"),
-		Timeouts: maps.Timeouts{Established: time.Hour, SYN: time.Minute, Closing: 5 * time.Second, Answered: 20 * time.Second,
-			AnsweredStack: 30 * time.Second, Unanswered: 40 * time.Second, Fragment: 50 * time.Second},
+		Timeouts: maps.Timeouts{
+			Established: time.Hour, SYN: time.Minute, Closing: 5 * time.Second, Answered: 20 * time.Second,
+			AnsweredStack: 30 * time.Second, Unanswered: 40 * time.Second, Fragment: 50 * time.Second,
+		},
 	}} {
 		must(t, s.Config.Set(want))
 		got, err := s.Config.Get()
@@ -288,7 +290,9 @@ func TestRender(t *testing.T) {
 		TableHeader() []string
 		TableRow() []string
 	}{
-		row(1, 2), maps.IPCacheRow{EndpointID: 1}, maps.MetricRow{},
+		row(1, 2),
+		maps.IPCacheRow{EndpointID: 1},
+		maps.MetricRow{},
 		maps.CTRow{Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2")},
 	} {
 		if len(r.TableRow()) != len(r.TableHeader()) {

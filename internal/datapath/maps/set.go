@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sort"
+	"strconv"
 	"syscall"
 
 	"github.com/cilium/ebpf"
@@ -89,7 +90,7 @@ func (MapRow) TableHeader() []string { return []string{"MAP", "TYPE", "CAPACITY"
 
 // TableRow renders the row under TableHeader.
 func (r MapRow) TableRow() []string {
-	return []string{r.Name, r.Type, fmt.Sprint(r.Capacity), fmt.Sprint(r.Bytes)}
+	return []string{r.Name, r.Type, strconv.Itoa(r.Capacity), strconv.FormatUint(r.Bytes, 10)}
 }
 
 // Memory tells the kernel memory of each map, in alphabetical order.

@@ -28,8 +28,12 @@ func DefaultSizes() Sizes {
 func (s Sizes) withDefaults() Sizes {
 	d := DefaultSizes()
 	for _, p := range []struct{ v, d *int }{
-		{&s.CT, &d.CT}, {&s.CTNew, &d.CTNew}, {&s.Fragments, &d.Fragments},
-		{&s.IPCache, &d.IPCache}, {&s.Networks, &d.Networks}, {&s.Events, &d.Events},
+		{&s.CT, &d.CT},
+		{&s.CTNew, &d.CTNew},
+		{&s.Fragments, &d.Fragments},
+		{&s.IPCache, &d.IPCache},
+		{&s.Networks, &d.Networks},
+		{&s.Events, &d.Events},
 	} {
 		if *p.v == 0 {
 			*p.v = *p.d
