@@ -46,7 +46,15 @@ func (c cell) String() string {
 // path.Match, From and To are nodes.
 type cells struct{ Path, Family, Proto, Size, From, To string }
 
-func (m cells) String() string { return fmt.Sprintf("%+v", struct{ cells }{m}) }
+func (m cells) String() string {
+	var parts []string
+	for _, f := range []string{m.Path, m.Family, m.Proto, m.Size} {
+		if f != "" {
+			parts = append(parts, f)
+		}
+	}
+	return fmt.Sprintf("cells %s from %q to %q", strings.Join(parts, " "), m.From, m.To)
+}
 
 func (m cells) selects(c *cell) bool {
 	if ok, err := path.Match(m.Path, c.Path); m.Path != "" && (err != nil || !ok) {
@@ -102,9 +110,10 @@ func (r *report) count(m cells, outcome string) int {
 type fixture struct {
 	lab   *labtest.Lab
 	nodes []labtest.Node
-	a     map[string]*labtest.Pod // by node, the probe that most cells begin at
-	b     map[string]*labtest.Pod // by node, its neighbour
-	port  uint16                  // on which the probes answer
+	a     map[string]*labtest.Pod     // by node, the probe that most cells begin at
+	b     map[string]*labtest.Pod     // by node, its neighbour
+	port  uint16                      // on which the probes answer
+	eps   map[string]labtest.Endpoint // by pod, what its node's agent knows of it
 }
 
 // runLimit bounds one run of the connectivity test, most of whose cells fail.
@@ -116,7 +125,7 @@ const probes = "weft-connectivity"
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	l := labtest.Open(t)
-	f := &fixture{lab: l, nodes: l.Nodes(t, 2), a: map[string]*labtest.Pod{}, b: map[string]*labtest.Pod{}}
+	f := &fixture{lab: l, nodes: l.Nodes(t, 2), a: map[string]*labtest.Pod{}, b: map[string]*labtest.Pod{}, eps: map[string]labtest.Endpoint{}}
 	clean := func() {
 		if _, err := l.TryKubectl("delete", "namespace", probes, "--ignore-not-found", "--timeout=50s"); err != nil {
 			t.Errorf("the probes could not be removed: %v", err)
@@ -158,6 +167,11 @@ func (f *fixture) findProbes(t *testing.T, rep *report) {
 	for i := range f.nodes {
 		if n := f.nodes[i].Name(); f.a[n] == nil {
 			t.Fatalf("the test has no probes on node %s", n)
+		}
+		for _, e := range endpoints(t, f.lab, f.nodes[i].Name()) {
+			if e.Namespace == probes {
+				f.eps[e.Pod] = e
+			}
 		}
 	}
 }
@@ -203,19 +217,13 @@ func (f *fixture) whole(t *testing.T, limit time.Duration) {
 	}
 }
 
-// endpoint is what a node's agent knows of a pod.
+// endpoint is what the node's agent knows of a probe. It was asked before any
+// test stopped it.
 func (f *fixture) endpoint(t *testing.T, p *labtest.Pod) labtest.Endpoint {
 	t.Helper()
-	var list []labtest.Endpoint
-	text := f.lab.NodeWeft(t, p.Spec.NodeName, "endpoint", "list", "-o", "json")
-	if err := json.Unmarshal([]byte(text), &list); err != nil {
-		t.Fatalf("endpoint list on %s: %v: %s", p.Spec.NodeName, err, text)
+	ep, ok := f.eps[p.Metadata.Name]
+	if !ok {
+		t.Fatalf("the agent of %s does not know pod %s", p.Spec.NodeName, p.Metadata.Name)
 	}
-	for _, e := range list {
-		if e.Pod == p.Metadata.Name && e.Namespace == p.Metadata.Namespace {
-			return e
-		}
-	}
-	t.Fatalf("endpoint list on %s does not have pod %s", p.Spec.NodeName, p.Metadata.Name)
-	return labtest.Endpoint{}
+	return ep
 }

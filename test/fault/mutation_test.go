@@ -3,8 +3,10 @@
 package fault
 
 import (
+	"context"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,6 +25,7 @@ type mutation struct {
 	inject func(t *testing.T, b *breaker)
 	fails  []cells // every cell of each must fail
 	passes []cells // every cell of each must pass
+	text   bool    // look at what a human is shown, too
 }
 
 // Names of the nodes that breaks are made on: n1 and n2 share a subnet, n3 is
@@ -53,7 +56,11 @@ func TestConnectivityTestSeesEveryBreak(t *testing.T) {
 			if t.Failed() {
 				return
 			}
-			m.judge(t, f, f.test(t))
+			rep := f.test(t)
+			m.judge(t, rep)
+			if m.text {
+				f.checkText(t, rep)
+			}
 		})
 		if t.Failed() && testing.Short() {
 			t.FailNow()
@@ -61,7 +68,7 @@ func TestConnectivityTestSeesEveryBreak(t *testing.T) {
 	}
 }
 
-func (m *mutation) judge(t *testing.T, f *fixture, rep *report) {
+func (m *mutation) judge(t *testing.T, rep *report) {
 	t.Helper()
 	if rep.run.Code == 0 {
 		t.Errorf("exit code 0, though %d cells failed", rep.Failed)
@@ -97,6 +104,36 @@ func checkNames(t *testing.T, rep *report) {
 		}
 		if c.From.Node == "" || c.To.Node+c.To.Name == "" || c.Proto == "" || c.Size == "" || c.Error == "" {
 			t.Errorf("a failed cell does not name its pair, cell and cause: %s", c)
+			return
+		}
+	}
+}
+
+// checkText runs the test once more as a human does: each cell that failed in
+// rep has a line with its path, both ends, family, protocol, size and address,
+// and the last line and the exit code say that not all passed.
+func (f *fixture) checkText(t *testing.T, rep *report) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), runLimit)
+	defer cancel()
+	r, err := f.lab.Weft(ctx, "connectivity", "test", "--reuse", "--node-timeout", "4s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSpace(r.Stdout), "\n")
+	if last := lines[len(lines)-1]; r.Code != 1 || !regexp.MustCompile(`^connectivity: \d+/\d+ passed$`).MatchString(last) {
+		t.Errorf("exit code %d, last line %q", r.Code, last)
+	}
+	for i := range rep.Cells {
+		c := &rep.Cells[i]
+		if c.Outcome != "failed" || c.Family == "" {
+			continue
+		}
+		want := []string{c.Path + ":", c.From.Node, c.From.Name, c.To.Node, c.To.Name, c.Family + " " + c.Proto + " " + c.Size, c.Addr}
+		if !slices.ContainsFunc(lines, func(line string) bool {
+			return !slices.ContainsFunc(want, func(w string) bool { return !strings.Contains(line, w) })
+		}) {
+			t.Errorf("no line about %s", c)
 			return
 		}
 	}
@@ -141,11 +178,22 @@ func (b *breaker) cut(t *testing.T, args ...string) {
 	b.lab.Must(t, append([]string{"cut"}, args...)...)
 }
 
-// nft loads a table of ours into a node; rules is the body of its one chain.
-func (b *breaker) nft(t *testing.T, node, hook, rules string) {
+// nftTable makes a table of ours with one chain of rules.
+func nftTable(hook string, rules ...string) string {
+	cmds := []string{"add table inet weft_fault", "add chain inet weft_fault c { type filter hook " + hook + " priority -300; }"}
+	for _, r := range rules {
+		cmds = append(cmds, "add rule inet weft_fault c "+r)
+	}
+	return `nft "` + strings.Join(cmds, "; ") + `"`
+}
+
+// noTable takes it away, also if it was never made.
+const noTable = `nft "add table inet weft_fault; delete table inet weft_fault"`
+
+// nft filters what passes a hook of a node.
+func (b *breaker) nft(t *testing.T, node, hook string, rules ...string) {
 	t.Helper()
-	table := fmt.Sprintf("table inet weft_fault { chain c { type filter hook %s priority -300; %s } }", hook, rules)
-	b.sh(t, node, "nft '"+table+"'", "nft delete table inet weft_fault")
+	b.sh(t, node, nftTable(hook, rules...), noTable)
 }
 
 // drop puts a program that drops in front of the others on a device of a node.
@@ -167,7 +215,7 @@ func (b *breaker) edit(t *testing.T, node, verb, addr, change string) {
 func (b *breaker) stopAgent(t *testing.T, node string) {
 	t.Helper()
 	pid := strings.TrimSpace(inNode(t, b.lab, node, "agent-pid"))
-	b.sh(t, node, "kill -STOP "+pid, "kill -CONT "+pid)
+	b.sh(t, node, "kill -STOP "+pid, "kill -CONT "+pid+" 2>/dev/null || true") // kubelet may have ended it
 }
 
 // restartAgent deletes the agent's pod of a node at the end of the test and

@@ -191,19 +191,14 @@ func editEndpoint(args []string) error {
 	}
 	var row object.DatapathWeftEndpoint
 	return edit("weft_ep", uint32(who.Endpoint), &row, func() error {
-		if field == "mac" {
-			mac, err := net.ParseMAC(value)
-			copy(row.Mac[:], mac)
-			return err
-		}
 		n, err := strconv.ParseUint(value, 0, 32)
 		switch field {
 		case "ifindex":
 			row.Ifindex = uint32(n)
 		case "generation":
 			row.Generation = uint32(n)
-		case "mtu":
-			row.Mtu = uint32(n)
+		case "v4":
+			row.V4 = uint32(n)
 		default:
 			err = fmt.Errorf("unknown field %q", field)
 		}
