@@ -21,11 +21,11 @@ func ipIn(t *testing.T, ns, command string) string {
 	return string(out)
 }
 
-// shape is all that an agent could change in a pod.
+// shape is what an agent could change in a pod.
 func shape(t *testing.T, ns string) string {
 	t.Helper()
 	var out []string
-	for _, c := range []string{"-4 route", "-6 route", "-br addr", "neigh show nud permanent"} {
+	for _, c := range []string{"-4 route", "-6 route show default", "-br addr show dev eth0", "neigh show dev eth0 nud permanent"} {
 		out = append(out, ipIn(t, ns, c))
 	}
 	return strings.Join(out, "\n")
