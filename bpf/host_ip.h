@@ -48,6 +48,8 @@ static __always_inline int F(from_net_new)(struct __sk_buff *skb, struct F(judge
 		return VERDICT_STACK;
 	if (!j->k.p.ports)
 		return DROP_FRAGMENT_UNKNOWN;
+	if (j->k.p.frag == FRAG_FIRST)
+		F(frag_remember)(&j->k, HOOK_FROM_NET);
 	if (!may_open_fast(&j->k.p))
 		return VERDICT_STACK; /* to_pod makes the entry */
 	r->is_new = true;
@@ -66,6 +68,8 @@ static __always_inline int F(from_net_known)(struct __sk_buff *skb, struct F(jud
 	/* The sender of an ICMP error is not the sender of the connection. */
 	if (j->k.p.error ? F(ours_alone)(&j->k.saddr) : j->s.from.endpoint || j->s.from.identity == IDENTITY_HOST)
 		return DROP_SOURCE_SPOOFED;
+	if (j->k.p.frag == FRAG_FIRST)
+		F(frag_remember)(&j->k, HOOK_FROM_NET);
 	F(ct_touch)(&j->f, &j->k, cfg, now, HOOK_FROM_NET, false);
 	return stack ? VERDICT_STACK : F(deliver_to)(skb, j, r);
 }
@@ -109,7 +113,7 @@ static __noinline int F(from_net_ip)(struct __sk_buff *skb)
 	struct report r = {};
 	int code;
 
-	code = F(parse)(skb, &j.k, HOOK_FROM_NET);
+	code = F(parse)(skb, &j.k);
 	if (code)
 		code = F(unreadable_from_net)(&j.k, code);
 	else if (skb->pkt_type != PACKET_HOST || !cfg)
@@ -164,7 +168,7 @@ static __noinline int F(to_net_ip)(struct __sk_buff *skb)
 	struct report r = {};
 	int code = VERDICT_STACK;
 
-	if (!F(parse)(skb, &j.k, HOOK_TO_NET) && cfg)
+	if (!F(parse)(skb, &j.k) && cfg)
 		code = F(judge_to_net)(skb, &j, cfg, &r);
 	return F(finish)(skb, &j.k, &r, HOOK_TO_NET, code);
 }

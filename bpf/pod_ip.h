@@ -108,6 +108,8 @@ static __always_inline int F(judge_from_pod)(struct __sk_buff *skb, struct F(jud
 		return DROP_MARTIAN_DESTINATION;
 	if (F(multicast)(&j->k.daddr) || skb->pkt_type != PACKET_HOST)
 		return VERDICT_STACK;
+	if (j->k.p.frag == FRAG_FIRST)
+		F(frag_remember)(&j->k, HOOK_FROM_POD);
 	/* The entry must be about this pod, not only contain its address. */
 	if (j->f.ct && j->s.from.endpoint == id) {
 		stack = j->f.ct->flags & CT_STACK;
@@ -128,7 +130,7 @@ static __noinline int F(from_pod_ip)(struct __sk_buff *skb)
 	struct report r = {};
 	int code;
 
-	code = F(parse)(skb, &j.k, HOOK_FROM_POD);
+	code = F(parse)(skb, &j.k);
 	if (!code)
 		code = cfg ? F(judge_from_pod)(skb, &j, cfg, &r) : VERDICT_STACK;
 	if (code == DROP_TOO_BIG)
@@ -209,7 +211,7 @@ static __noinline int F(to_pod_ip)(struct __sk_buff *skb)
 	struct report r = {};
 	int code;
 
-	code = F(parse)(skb, &j.k, HOOK_TO_POD);
+	code = F(parse)(skb, &j.k);
 	if (!code)
 		code = cfg ? F(judge_to_pod)(skb, &j, cfg, &r) : VERDICT_STACK;
 	return F(finish)(skb, &j.k, &r, HOOK_TO_POD, code);

@@ -287,29 +287,33 @@ static __always_inline void F(frag_recall)(struct F(pkt) *k)
 	k->p.ports = true;
 }
 
-static __always_inline void F(frag_remember)(const struct F(pkt) *k, __u32 hook)
+/*
+ * Keeps the ports of a first fragment for the later ones. Only once its source
+ * is believed: else a sender could lend his ports to fragments of another.
+ */
+__noinline int F(frag_remember)(const struct F(pkt) *k, __u32 hook)
 {
 	const struct weft_config *cfg = config();
+	struct weft_frag f = {};
 	frag_key_t key;
-	struct weft_frag f = {
-		.sport = k->p.sport,
-		.dport = k->p.dport,
-		.proto = k->p.proto,
-	};
 
-	if (!cfg)
-		return;
+	if (!k || !cfg || k->p.frag != FRAG_FIRST || k->p.error)
+		return 0;
 	f.expires = now_tick() + cfg->fragment;
+	f.sport = k->p.sport;
+	f.dport = k->p.dport;
+	f.proto = k->p.proto;
 	F(frag_key)(&key, k);
 	if (bpf_map_update_elem(&F(weft_frag), &key, &f, BPF_ANY))
 		count(hook, NOTE_FRAG_FULL, 0);
+	return 0;
 }
 
 /*
  * Reads a packet up to its tuple. Returns 0 or the reason why it cannot be
  * trusted; the addresses are valid unless that is DROP_TRUNCATED with p.len 0.
  */
-__noinline int F(parse)(struct __sk_buff *skb, struct F(pkt) *k, __u32 hook)
+__noinline int F(parse)(struct __sk_buff *skb, struct F(pkt) *k)
 {
 	__u32 left;
 	int err;
@@ -337,8 +341,6 @@ __noinline int F(parse)(struct __sk_buff *skb, struct F(pkt) *k, __u32 hook)
 		else if (has_ports(k->p.proto))
 			err = parse_ports(skb, &k->p, left);
 	}
-	if (!err && k->p.frag == FRAG_FIRST && !k->p.error)
-		F(frag_remember)(k, hook);
 	return err;
 }
 

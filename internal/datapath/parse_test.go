@@ -4,6 +4,7 @@ package datapath_test
 
 import (
 	"bytes"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -11,7 +12,6 @@ import (
 	"github.com/weft-net/weft/internal/datapath/maps"
 	"github.com/weft-net/weft/internal/datapath/reason"
 )
-
 
 // TestMalformed guards against packets whose lengths lie being believed. What a
 // pod sends is dropped; what comes in is dropped only if a pod would get it.
@@ -226,6 +226,31 @@ func TestFragmentsForgotten(t *testing.T) {
 			<-time.After(100 * time.Millisecond)
 		}
 		t.Error("ports of a first fragment are still lent out")
+	})
+}
+
+// TestFragmentsForged guards against a pod or a node lending its ports to the
+// later fragments of a datagram of another, by a first one with a forged source.
+func TestFragmentsForged(t *testing.T) {
+	eachFamily(t, func(t *testing.T, n *node, fam int) {
+		b, r := podB.of(fam), remotePod.of(fam)
+		first := func(src, dst netip.AddrPort) frame.Packet {
+			p := frame.NewUDP(src, dst, make([]byte, 3000))
+			p.ID = 77
+			return p.Fragments(1200)[0]
+		}
+		later := frame.NewUDP(ap(b, 5), ap(r, 6), make([]byte, 3000))
+		later.ID = 77
+		n.want(n.packet(reason.FromPod, n.b, first(ap(b, 5), ap(r, 6))), reason.FromPod, reason.Neigh, reason.CTNew)
+		n.want(n.packet(reason.FromPod, n.a, first(ap(b, 1111), ap(r, 2222))), reason.FromPod, reason.SourceSpoofed)
+		n.want(n.packet(reason.FromNet, n.eth, first(ap(b, 1111), ap(r, 2222))), reason.FromNet, reason.SourceSpoofed)
+		n.want(n.packet(reason.FromNet, n.eth, first(ap(b, 1111), ap(podA.of(fam), 2222))), reason.FromNet, reason.SourceSpoofed)
+		res := n.packet(reason.FromPod, n.b, later.Fragments(1200)[1])
+		n.want(res, reason.FromPod, reason.Neigh)
+		if res.event.SrcPort != 5 || res.event.DstPort != 6 {
+			t.Errorf("later fragment goes with ports %d and %d, want 5 and 6", res.event.SrcPort, res.event.DstPort)
+		}
+		n.ct() // and no second connection
 	})
 }
 
