@@ -209,6 +209,37 @@ func TestFastTurnsStack(t *testing.T) {
 	})
 }
 
+// TestPortsInUse guards against a connection through a service resetting one
+// that the pod has directly, by the same addresses and ports after translation.
+func TestPortsInUse(t *testing.T) {
+	eachFamily(t, func(t *testing.T, n *node, fam int) {
+		c := toRemote(n, fam)
+		c.out(c.tcp(frame.SYN), reason.Neigh, reason.CTNew)
+		// Not answered yet: nothing to lose, the later one decides.
+		n.want(n.packet(reason.ToNet, n.eth, c.tcp(frame.SYN)), reason.ToNet, reason.Stack, reason.CTToStack)
+		n.flush()
+		c.out(c.tcp(frame.SYN), reason.Neigh, reason.CTNew)
+		c.in(c.reply(frame.SYN|frame.ACK), reason.Peer)
+		n.want(n.packet(reason.ToNet, n.eth, c.tcp(frame.SYN)), reason.ToNet, reason.PortsInUse)
+		c.out(c.tcp(frame.ACK), reason.Neigh)
+		n.want(n.packet(reason.ToNet, n.eth, c.tcp(frame.SYN)), reason.ToNet, reason.PortsInUse)
+		c.in(c.reply(frame.ACK), reason.Peer)
+		if row := n.ct(); row.Path != "fast" || row.Flags != "" {
+			t.Errorf("conntrack %+v", row)
+		}
+		// Once it is closed, the ports are free.
+		c.out(c.tcp(frame.RST), reason.Neigh)
+		n.want(n.packet(reason.ToNet, n.eth, c.tcp(frame.SYN)), reason.ToNet, reason.Stack, reason.CTNew)
+		// The same to a pod of this node.
+		n.flush()
+		b := conn{n, ap(podA.of(fam), 5000), ap(podB.of(fam), 80)}
+		b.out(b.tcp(frame.SYN), reason.Peer, reason.CTNew)
+		n.want(n.packet(reason.FromPod, n.b, b.reply(frame.SYN|frame.ACK)), reason.FromPod, reason.Peer)
+		n.want(n.packet(reason.ToPod, n.b, b.tcp(frame.SYN), from(n.a)), reason.ToPod, reason.PortsInUse)
+		b.out(b.tcp(frame.ACK), reason.Peer)
+	})
+}
+
 // TestMidStream guards against established TCP connections breaking when their
 // entry was evicted or never made: only the stack is right for a connection that
 // may have been translated.

@@ -34,11 +34,6 @@ func TestReopenUnderTraffic(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, conn := range []net.Conn{stream, datagrams} {
-			if err := conn.SetDeadline(time.Now().Add(6 * patience)); err != nil {
-				t.Fatal(err)
-			}
-		}
 		wg.Add(2)
 		go func() { // ends with stop
 			defer wg.Done()
@@ -78,6 +73,9 @@ func streamUntil(c net.Conn, stop <-chan struct{}) error {
 			return nil
 		default:
 		}
+		if err := c.SetDeadline(time.Now().Add(4 * patience)); err != nil {
+			return err
+		}
 		if err := exchange(c, 100000); err != nil {
 			return err
 		}
@@ -94,10 +92,10 @@ func countUntil(c net.Conn, stop <-chan struct{}) error {
 		default:
 		}
 		binary.BigEndian.PutUint64(b[:], i)
-		if _, err := c.Write(b[:]); err != nil {
+		if err := c.SetDeadline(time.Now().Add(4 * patience)); err != nil {
 			return err
 		}
-		if err := c.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		if _, err := c.Write(b[:]); err != nil {
 			return err
 		}
 		if _, err := c.Read(b[:]); err != nil {

@@ -19,7 +19,9 @@ import (
 	"golang.org/x/net/ipv6"
 )
 
-const patience = 5 * time.Second
+// patience is how long a test waits for what should take milliseconds: other
+// tests may occupy all cores.
+const patience = 10 * time.Second
 
 // echoTCP serves one port in a namespace: it sends back all that it gets.
 func echoTCP(t testing.TB, s *space, at netip.AddrPort) {
