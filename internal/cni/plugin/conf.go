@@ -23,12 +23,14 @@ import (
 // are meant for plugins chained with this one (runtimeConfig, capabilities) are
 // allowed and not looked at.
 type Conf struct {
-	CNIVersion string           `json:"cniVersion"`
-	Name       string           `json:"name"`
-	Type       string           `json:"type"`
-	DNS        types.DNS        `json:"dns"`
-	RawPrev    json.RawMessage  `json:"prevResult"`
-	Valid      []cni.Attachment `json:"-"`
+	CNIVersion string          `json:"cniVersion"`
+	Name       string          `json:"name"`
+	Type       string          `json:"type"`
+	DNS        types.DNS       `json:"dns"`
+	RawPrev    json.RawMessage `json:"prevResult"`
+	// Valid is what GC is to keep; nil if the runtime gave no list, which is
+	// another thing than an empty one.
+	Valid []cni.Attachment `json:"-"`
 }
 
 // ParseConf reads and checks the configuration. Errors are *cni.Error.
@@ -42,9 +44,14 @@ func ParseConf(stdin []byte) (*Conf, error) {
 	}
 	var c struct {
 		Conf
-		Valid []types.GCAttachment `json:"cni.dev/valid-attachments"`
+		Valid json.RawMessage `json:"cni.dev/valid-attachments"` // also null is a list
 	}
-	if err := json.Unmarshal(stdin, &c); err != nil {
+	var valid []types.GCAttachment
+	err := json.Unmarshal(stdin, &c)
+	if err == nil && c.Valid != nil {
+		err = json.Unmarshal(c.Valid, &valid)
+	}
+	if err != nil {
 		return nil, &cni.Error{Code: cni.CodeDecode, Msg: fmt.Sprintf("network configuration: %v", err),
 			Details: "is /etc/cni/net.d/" + cni.ConflistName + " whole? The agent writes it anew when it is deleted"}
 	}
@@ -63,7 +70,10 @@ func ParseConf(stdin []byte) (*Conf, error) {
 	if err := utils.ValidateNetworkName(c.Name); err != nil {
 		return nil, &cni.Error{Code: cni.CodeConfig, Msg: fmt.Sprintf("network configuration: name %q: %s", c.Name, err.Msg)}
 	}
-	for _, a := range c.Valid {
+	if c.Valid != nil {
+		c.Conf.Valid = make([]cni.Attachment, 0, len(valid))
+	}
+	for _, a := range valid {
 		c.Conf.Valid = append(c.Conf.Valid, cni.Attachment{ContainerID: a.ContainerID, IfName: a.IfName})
 	}
 	return &c.Conf, nil

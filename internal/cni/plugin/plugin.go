@@ -123,12 +123,22 @@ func run(ctx context.Context, env Env, out io.Writer) error {
 	case "CHECK":
 		return check(ctx, c, req, conf)
 	case "GC":
-		req.Valid = conf.Valid
-		_, err := c.ask(ctx, req)
-		return err
+		return gc(ctx, c, req, conf)
 	default:
 		return status(ctx, c, req)
 	}
+}
+
+// gc asks for all to go but what the list has. Without one, all pods of the node
+// would.
+func gc(ctx context.Context, c *client, req cni.Request, conf *Conf) error {
+	if conf.Valid == nil {
+		return &cni.Error{Code: cni.CodeConfig, Msg: fmt.Sprintf("network %s: GC without cni.dev/valid-attachments: nothing was deleted", conf.Name),
+			Details: "the runtime passes the list of attachments to keep; an empty list stands for none"}
+	}
+	req.Valid = conf.Valid
+	_, err := c.ask(ctx, req)
+	return err
 }
 
 func printVersion(out io.Writer) error {

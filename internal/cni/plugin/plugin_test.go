@@ -262,6 +262,38 @@ func TestGC(t *testing.T) {
 	}
 }
 
+// A GC whose list got lost must not delete all pods of the node; a list that is
+// empty is another thing.
+func TestGCWithoutList(t *testing.T) {
+	for stdin, code := range map[string]int{
+		`{"cniVersion":"1.1.0","name":"weft"}`:                                       1,
+		`{"cniVersion":"1.1.0","name":"weft","cni.dev/valid-attachment":[]}`:         1,
+		`{"cniVersion":"1.1.0","name":"weft","cni.dev/valid-attachments":[]}`:        0,
+		`{"cniVersion":"1.1.0","name":"weft","cni.dev/valid-attachments":null}`:      0,
+		`{"cniVersion":"1.1.0","name":"weft","cni.dev/valid-attachments":{"a":"b"}}`: 1,
+		`{"cniVersion":"1.1.0","name":"weft","cni.dev/valid-attachments":[{}, "x"]}`: 1,
+	} {
+		w := newWorld(t, "GC")
+		w.env, w.stdin = map[string]string{"CNI_COMMAND": "GC", "CNI_PATH": "/opt/cni/bin"}, stdin
+		asked := 0
+		stop := w.agent(func(r cni.Request) *cni.Response {
+			asked++
+			if len(r.Valid) != 0 {
+				t.Errorf("%s: keeps %v", stdin, r.Valid)
+			}
+			return &cni.Response{}
+		})
+		o := w.run(5 * time.Second)
+		stop()
+		if o.code != code || asked != 1-code {
+			t.Errorf("%s: code %d, the agent was asked %d times", stdin, o.code, asked)
+		}
+		if code == 1 && !strings.Contains(stdin, "attachments\"") {
+			o.fails(t, cni.CodeConfig, "GC without cni.dev/valid-attachments", "nothing was deleted", "the runtime passes the list")
+		}
+	}
+}
+
 // The agent's own words must reach the pod's event unchanged.
 func TestAgentsError(t *testing.T) {
 	w := newWorld(t, "ADD")
