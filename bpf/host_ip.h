@@ -128,7 +128,8 @@ static __noinline int F(from_net_ip)(struct __sk_buff *skb)
 /*
  * What leaves the node without our mark came out of the stack. If it is a
  * pod's, the connection, as it looks after translation, is the stack's
- * (DATAPATH rule 1). Nothing is dropped here: the stack has decided.
+ * (DATAPATH rule 1). The stack has decided: dropped is only what would take a
+ * living connection's place.
  */
 static __always_inline int F(judge_to_net)(struct __sk_buff *skb, struct F(judge) *j, const struct weft_config *cfg,
 					   struct report *r)
@@ -144,6 +145,8 @@ static __always_inline int F(judge_to_net)(struct __sk_buff *skb, struct F(judge
 	if (j->f.ct) {
 		F(ct_sides)(&j->f, &j->s);
 		F(note_sides)(r, j);
+		if (F(ct_in_use)(&j->f, &j->k))
+			return DROP_PORTS_IN_USE;
 		F(ct_touch)(&j->f, &j->k, cfg, now, HOOK_TO_NET, true);
 		return VERDICT_STACK;
 	}

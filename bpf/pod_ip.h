@@ -186,6 +186,8 @@ static __always_inline int F(judge_to_pod)(struct __sk_buff *skb, struct F(judge
 		return DROP_NOT_FOR_ENDPOINT;
 	if (j->f.ct && j->s.to.endpoint == id) {
 		F(note_sides)(r, j);
+		if (F(ct_in_use)(&j->f, &j->k))
+			return DROP_PORTS_IN_USE;
 		F(ct_touch)(&j->f, &j->k, cfg, now, HOOK_TO_POD, true);
 		return VERDICT_STACK;
 	}

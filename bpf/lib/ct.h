@@ -114,6 +114,16 @@ __noinline int F(ct_promote)(const ct_key_t *key, const struct weft_ct *ct, __u3
 }
 
 /*
+ * Does a SYN that came out of the stack open, after translation, what the fast
+ * path already carries with the same addresses and ports? The older one is alive
+ * and answered, and netfilter, which never saw it, could not know.
+ */
+static __always_inline bool F(ct_in_use)(const struct F(flow) *f, const struct F(pkt) *k)
+{
+	return !k->p.error && opens_tcp(&k->p) && (f->ct->flags & (CT_ANSWERED | CT_STACK)) == CT_ANSWERED;
+}
+
+/*
  * Brings an entry up to date with a packet that it admits. stack: the packet
  * came out of the stack, so the connection is the stack's from here on. f->ct is
  * not valid afterwards.

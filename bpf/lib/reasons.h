@@ -59,6 +59,7 @@ enum weft_code {
 	DROP_NOT_FOR_ENDPOINT = 145,   /* to_pod: destination is not the endpoint's */
 	DROP_TOO_BIG = 146,	       /* larger than the next link; the sender was told */
 	DROP_REDIRECT_FAILED = 147,    /* the kernel refused to change or redirect the packet */
+	DROP_PORTS_IN_USE = 148,       /* opens, translated, what a fast connection has */
 };
 
 #endif

@@ -39,6 +39,7 @@ const (
 	NotForEndpoint      Code = 145
 	TooBig              Code = 146
 	RedirectFailed      Code = 147
+	PortsInUse          Code = 148
 )
 
 // All returns every code that the programs of this version count.
@@ -86,5 +87,6 @@ func drops() []Info {
 		{NotForEndpoint, "not-for-endpoint", "the node sent a pod what is not addressed to it", "compare `ip route` with `weft endpoint list`"},
 		{TooBig, "too-big", "larger than the MTU of the next link; the sender was told the right one", "if it goes on, ICMP is blocked on the way back, or the sender ignores it"},
 		{RedirectFailed, "redirect-failed", "the kernel refused to change or redirect the packet", "`weft status`; look for memory pressure"},
+		{PortsInUse, "ports-in-use", "a connection through a service would have got the addresses and ports of one that the pod has without it", "nothing: the client tries again, or from another port"},
 	}
 }
