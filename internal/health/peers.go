@@ -20,6 +20,7 @@ import (
 // that the load of a probe does not grow with the cluster.
 const (
 	probeInterval = 10 * time.Second
+	probeFirst    = time.Second
 	probeBatch    = 32
 	probeTimeout  = time.Second
 )
@@ -55,10 +56,14 @@ type Peers struct {
 func (p *Peers) Run(ctx context.Context) error {
 	for {
 		p.round(ctx)
+		wait := probeInterval - rand.N(probeInterval/5)
+		if len(p.Results()) == 0 {
+			wait = probeFirst // the peers are not known yet
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(probeInterval - rand.N(probeInterval/5)):
+		case <-time.After(wait):
 		}
 	}
 }
@@ -149,8 +154,10 @@ func (p *Peers) Component() rpc.Component {
 		c.Details = append(c.Details, fmt.Sprintf("%s %s: %s", r.Name, r.Addr, r.RTT.Round(time.Microsecond)))
 	}
 	switch {
-	case len(results) == 0:
+	case len(results) == 0 && !slices.ContainsFunc(p.List(), func(x Peer) bool { return len(x.Addrs) > 0 }):
 		c.Message = "no peer has published a health address"
+	case len(results) == 0:
+		c.Message = "not probed yet"
 	case len(bad) > 0:
 		c.State = rpc.StateWarning
 		c.Message = fmt.Sprintf("%d of %d health addresses do not answer: %s", len(bad), len(results), strings.Join(bad[:min(3, len(bad))], ", "))
