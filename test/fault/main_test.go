@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/weft-net/weft/test/fault/labtest"
 )
@@ -49,4 +50,13 @@ func traffic(t testing.TB, l *labtest.Lab, node string) string {
 	const path = "/run/weft-fault/traffic"
 	l.Push(t, node, filepath.Join(l.Build, "traffic"), path)
 	return path
+}
+
+// enoughTime fails a test that go test's own limit would end in its middle:
+// then nothing would be put back.
+func enoughTime(t *testing.T, need time.Duration) {
+	t.Helper()
+	if end, ok := t.Deadline(); ok && time.Until(end) < need {
+		t.Fatalf("only %s are left, this may take %s: run go test with a longer -timeout", time.Until(end).Round(time.Second), need)
+	}
 }

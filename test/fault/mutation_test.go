@@ -43,6 +43,7 @@ func TestConnectivityTestSeesEveryBreak(t *testing.T) {
 	}
 	for _, m := range all {
 		t.Run(strings.ReplaceAll(m.name, " ", "-"), func(t *testing.T) {
+			enoughTime(t, 3*time.Minute)
 			if len(f.nodes) < m.nodes {
 				t.Skipf("needs %d nodes, the lab has %d", m.nodes, len(f.nodes))
 			}
@@ -315,7 +316,7 @@ func (b *breaker) saveRoutes(t *testing.T, node, netns, family, match string) st
 		in = "nsenter --net=" + netns + " "
 	}
 	var cmds []string
-	for _, line := range strings.Split(b.lab.Shell(t, node, in+"ip "+family+" route show "+match), "\n") {
+	for line := range strings.SplitSeq(b.lab.Shell(t, node, in+"ip "+family+" route show "+match), "\n") {
 		if line = strings.TrimSpace(line); line != "" && !strings.Contains(line, "proto kernel") {
 			cmds = append(cmds, in+"ip "+family+" route replace "+line)
 		}

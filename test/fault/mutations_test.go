@@ -204,7 +204,7 @@ func datapathBreaks() []mutation {
 		name: "program of a pod's device detached", stop: []string{n1},
 		inject: func(t *testing.T, b *breaker) {
 			b.restartAgent(t, n1)
-			inNode(t, b.lab, n1, "detach", b.endpoint(t, b.a[n1]).HostIfName+"_from_pod")
+			b.lab.Exec(t, n1, "tc", "filter", "del", "dev", b.endpoint(t, b.a[n1]).HostIfName, "ingress")
 		},
 		// The stack carries what the pod sends, and only one way of connections
 		// that others open to it.

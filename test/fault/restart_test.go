@@ -130,7 +130,7 @@ func (w *nodeWatch) follow(ctx context.Context, l *labtest.Lab) error {
 func TestRestartsKeepNodesReady(t *testing.T) {
 	l := labtest.Open(t)
 	nodes := l.Nodes(t, 1)
-	restarts := envInt(t, "WEFT_RESTARTS", 50)
+	restarts := envInt(t, "WEFT_RESTARTS", 6) // 50 are promised: make test-full
 	for i := range nodes {
 		if c, _ := nodes[i].Condition("Ready"); c.Status != "True" {
 			t.Fatalf("node %s is not ready to begin with: %s", nodes[i].Name(), look(&nodes[i]))

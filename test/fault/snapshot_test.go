@@ -26,6 +26,7 @@ type snapshot map[string][]string
 //     namespaces of sandboxes (cni-*).
 var sections = []struct{ name, script string }{
 	{"pins", `find /sys/fs/bpf -mindepth 1`},
+	{"tcx", toolPath + ` hooks | sed -E 's/ [0-9]+$//'`},
 	{"hooks", `bpftool net show | sed -E 's/ id [0-9]+//; s/ (prog|link)_id [0-9]+//g; s/\([0-9]+\)/()/'`},
 	{"cgroup programs", `for d in /sys/fs/cgroup /sys/fs/cgroup/unified; do bpftool cgroup tree $d 2>/dev/null | sed -E 's/^[0-9]+ +//' || true; done`},
 	{"links", `ip -o -d link show | sed -E 's/^[0-9]+: //; s/ (tx|rx|gso|gro|numtxqueues|numrxqueues)[a-z_0-9]* [0-9]+//g; s/@if[0-9]+/@if/; s/ group [a-z]+//; s/ (port_id|switchid|portid) .*//'`},
@@ -49,6 +50,7 @@ var sections = []struct{ name, script string }{
 
 func takeSnapshot(t *testing.T, l *labtest.Lab, node string) snapshot {
 	t.Helper()
+	pushTool(t, l, node)
 	s := snapshot{}
 	for _, sec := range sections {
 		lines := strings.Split(l.Shell(t, node, sec.script), "\n")

@@ -40,6 +40,7 @@ func tool(args []string) error {
 		"detach":       detach,       // LINK
 		"drop":         drop,         // NAME DEVICE ingress|egress ETHERTYPE [OFFSET=BYTE...]
 		"undrop":       undrop,       // NAME
+		"hooks":        hooks,        // prints DEVICE HOOK PROGRAM ID for each program of tcx, which bpftool may not know
 	}
 	verb := verbs[args[0]]
 	if verb == nil {
@@ -302,4 +303,32 @@ func undrop(args []string) error {
 	err = errors.Join(l.Unpin(), l.Close())
 	_ = os.Remove(ownPins) // fails while another program is pinned there
 	return err
+}
+
+func hooks([]string) error {
+	devs, err := net.Interfaces()
+	if err != nil {
+		return err
+	}
+	for _, d := range devs {
+		for name, at := range map[string]ebpf.AttachType{"ingress": ebpf.AttachTCXIngress, "egress": ebpf.AttachTCXEgress} {
+			res, err := link.QueryPrograms(link.QueryOptions{Target: d.Index, Attach: at})
+			if err != nil {
+				return fmt.Errorf("%s %s: %w", d.Name, name, err)
+			}
+			for _, p := range res.Programs {
+				prog, err := ebpf.NewProgramFromID(p.ID)
+				if err != nil {
+					return fmt.Errorf("%s %s: program %d: %w", d.Name, name, p.ID, err)
+				}
+				info, err := prog.Info()
+				_ = prog.Close()
+				if err != nil {
+					return fmt.Errorf("%s %s: program %d: %w", d.Name, name, p.ID, err)
+				}
+				fmt.Println(d.Name, name, info.Name, p.ID)
+			}
+		}
+	}
+	return nil
 }

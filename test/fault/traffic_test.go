@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"text/template"
@@ -162,7 +163,7 @@ func startLoad(t *testing.T, l *labtest.Lab, ns string, nodes []labtest.Node, ra
 	t.Helper()
 	buildTraffic(t, l, nodes)
 	namespace(t, l, ns)
-	recv := []string{"/traffic/traffic", "recv", "--port", fmt.Sprint(trafficPort)}
+	recv := []string{"/traffic/traffic", "recv", "--port", strconv.Itoa(trafficPort)}
 	var receivers []podSpec
 	for i := range nodes {
 		n := nodes[i].Name()
@@ -185,8 +186,8 @@ func startLoad(t *testing.T, l *labtest.Lab, ns string, nodes []labtest.Node, ra
 				s.name = "send-" + strings.NewReplacer(" -> ", "-", " ", "-").Replace(strings.ToLower(s.String()))
 				ld.streams = append(ld.streams, s)
 				senders = append(senders, podSpec{Name: s.name, Namespace: ns, Label: "send", Node: s.from, Host: host, Command: []string{
-					"/traffic/traffic", "send", "--to", to.String(), "--port", fmt.Sprint(trafficPort),
-					"--rate", fmt.Sprint(rate), "--duration", limit.String(),
+					"/traffic/traffic", "send", "--to", to.String(), "--port", strconv.Itoa(trafficPort),
+					"--rate", strconv.Itoa(rate), "--duration", limit.String(),
 				}})
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -114,12 +115,7 @@ func TestUninstallLeavesNothing(t *testing.T) {
 }
 
 func contains(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(list, s)
 }
 
 // kernelObjects are the BPF objects that a node's pins and hooks lead to, as
@@ -127,11 +123,14 @@ func contains(list []string, s string) bool {
 // numbers that must not exist any more.
 func kernelObjects(t *testing.T, l *labtest.Lab, node string) []string {
 	t.Helper()
+	pushTool(t, l, node)
 	out := l.Shell(t, node, `
 for f in /sys/fs/bpf/weft/maps/*; do bpftool map show pinned "$f" | sed -nE 's/^([0-9]+):.*/map show id \1/p'; done
-for f in /sys/fs/bpf/weft/links/*; do bpftool link show pinned "$f" | sed -nE 's/^([0-9]+):.* prog ([0-9]+).*/link show id \1\nprog show id \2/p'; done`)
+for f in /sys/fs/bpf/weft/links/*; do bpftool link show pinned "$f" | sed -nE 's/^([0-9]+):.*/link show id \1/p'; done
+`+toolPath+` hooks | sed -nE 's/.* ([0-9]+)$/prog show id \1/p' | sort -u
+bpftool net show | sed -nE 's/.* (prog_)?id ([0-9]+).*/prog show id \2/p' | sort -u`)
 	list := strings.Split(strings.TrimSpace(out), "\n")
-	if len(list) < 10 {
+	if len(list) < 15 || !strings.Contains(out, "prog show") || !strings.Contains(out, "link show") {
 		t.Fatalf("node %s: only %d maps, links and programs: %v", node, len(list), list)
 	}
 	return list
@@ -147,7 +146,7 @@ func clusterObjects(t *testing.T, l *labtest.Lab) []string {
 		"roles", "rolebindings", "configmaps", "secrets", "serviceaccounts", "services", "daemonsets", "deployments",
 	} {
 		out := l.Kubectl(t, "get", kind, "--all-namespaces", "-o", `jsonpath={range .items[*]}{.metadata.namespace}/{.metadata.name}{"\n"}{end}`)
-		for _, line := range strings.Fields(out) {
+		for line := range strings.FieldsSeq(out) {
 			names = append(names, fmt.Sprintf("%s %s", kind, line))
 		}
 	}
