@@ -34,11 +34,12 @@ finish() {
 }
 
 if [ -z "$lab" ]; then
-	lab=weft-e2e
+	lab=e2e-$$
 	WEFT_LAB_OURS=1
 	test/step.sh "Kubernetes" build/bin/weft-lab build
+	test/stale.sh
 	trap finish EXIT
-	test/step.sh "lab $lab" build/bin/weft-lab --name "$lab" up --replace --nodes 3 --cni weft --kube-proxy "$proxy"
+	test/step.sh "lab $lab" build/bin/weft-lab --name "$lab" up --nodes 3 --cni weft --kube-proxy "$proxy"
 	test/step.sh "install" test/install.sh "$lab"
 else
 	trap finish EXIT

@@ -9,12 +9,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-lab=weft-upstream
+lab=ups-$$
 read -r -a modes <<<"${KUBE_PROXY:-iptables nftables}"
 focus='\[sig-network\].*\[Conformance\]'
 skip=$(grep -v '^#' test/upstream-skip.txt | cut -d ' ' -f 1 | paste -sd '|' -)
 
 test/step.sh "Kubernetes and its tests" build/bin/weft-lab build --with-e2e
+test/stale.sh
 trap 'build/bin/weft-lab --name "$lab" down' EXIT
 failed=0
 for mode in "${modes[@]}"; do
