@@ -3,8 +3,8 @@
  * Conntrack. Included once a family. docs/datapath.md, "Connections", is the
  * specification of this file.
  *
- * weft_ct* holds connections whose opener went on after an answer, weft_ctn*
- * all younger ones: floods and scans fill only the latter (DATAPATH rule 7).
+ * weft_ct* holds connections whose opener went on after an answer, and answered
+ * datagrams of the stack; weft_ctn* all younger ones: floods and scans fill only the latter (DATAPATH rule 7).
  */
 
 struct F(flow) {
@@ -124,6 +124,20 @@ static __always_inline bool F(ct_in_use)(const struct F(flow) *f, const struct F
 }
 
 /*
+ * Does the connection belong into the main table after this packet? Its opener
+ * went on after an answer. Answered datagrams of the stack at once: if they were
+ * translated, the next answer is lost without the entry.
+ */
+static __always_inline bool F(ct_grown)(const struct F(flow) *f, const struct F(pkt) *k, __u32 flags)
+{
+	if (!(flags & CT_ANSWERED) || (flags & CT_RST))
+		return false;
+	if (f->key.proto != IPPROTO_TCP && (flags & CT_STACK))
+		return true;
+	return f->opener && !opens_tcp(&k->p);
+}
+
+/*
  * Brings an entry up to date with a packet that it admits. stack: the packet
  * came out of the stack, so the connection is the stack's from here on. f->ct is
  * not valid afterwards.
@@ -155,7 +169,7 @@ static __always_inline void F(ct_touch)(struct F(flow) *f, const struct F(pkt) *
 	expires = now + F(ct_ttl)(cfg, flags, f->key.proto, f->main);
 	if (ct->expires != expires)
 		ct->expires = expires;
-	if (!f->main && f->opener && (flags & CT_ANSWERED) && !(flags & CT_RST) && !opens_tcp(&k->p))
+	if (!f->main && F(ct_grown)(f, k, flags))
 		F(ct_promote)(&f->key, ct, hook);
 }
 

@@ -310,7 +310,7 @@ __noinline int F(frag_remember)(const struct F(pkt) *k, __u32 hook)
 }
 
 /*
- * Reads a packet up to its tuple. Returns 0 or the reason why it cannot be
+ * Reads a packet up to its tuple, into a struct that is all zero. Returns 0 or the reason why it cannot be
  * trusted; the addresses are valid unless that is DROP_TRUNCATED with p.len 0.
  */
 __noinline int F(parse)(struct __sk_buff *skb, struct F(pkt) *k)
@@ -320,7 +320,6 @@ __noinline int F(parse)(struct __sk_buff *skb, struct F(pkt) *k)
 
 	if (!k)
 		return DROP_MALFORMED;
-	__builtin_memset(k, 0, sizeof(*k));
 	err = F(parse_net)(skb, k);
 	if (err)
 		return err;

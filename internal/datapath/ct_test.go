@@ -330,6 +330,9 @@ func TestErrorsFollow(t *testing.T) {
 		// One that lies about whom it concerns.
 		lie := frame.NewError(c.a.Addr(), c.b.Addr(), unreachable, 3, 0, frame.NewUDP(ap(podB.of(fam), 1), c.a, nil))
 		c.out(lie, reason.Stack)
+		ab := frame.NewUDP(ap(podB.of(fam), 1), c.a, nil)
+		n.want(n.packet(reason.FromPod, n.b, ab), reason.FromPod, reason.Peer, reason.CTNew)
+		c.out(frame.NewError(c.a.Addr(), world.of(fam), unreachable, 3, 0, ab), reason.Stack)
 		// An error out of the stack says nothing about the path of its connection.
 		n.flush()
 		c.out(about, reason.Neigh, reason.CTNew)

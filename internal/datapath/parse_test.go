@@ -208,6 +208,25 @@ func TestFragments(t *testing.T) {
 	})
 }
 
+// TestFragmentsBehindOptions guards against later fragments being taken for
+// another protocol where extension headers stand behind the fragment header.
+func TestFragmentsBehindOptions(t *testing.T) {
+	n := newNode(t, both)
+	frag := func(offset byte) frame.Ext {
+		return frame.Ext{Type: frame.Fragment, Body: []byte{0, offset | 1, 0, 0, 0, 9}}
+	}
+	first := frame.NewUDP(ap(podA.v6, 1000), ap(podB.v6, 53), make([]byte, 64))
+	first.Payload[4], first.Payload[5] = 1, 0 // of the whole datagram
+	first.Ext = []frame.Ext{frag(0), {Type: frame.DestOpts, Body: []byte{1, 4, 0, 0, 0, 0}}}
+	later := frame.Packet{Src: podA.v6, Dst: podB.v6, Proto: frame.DestOpts, Payload: make([]byte, 64), Ext: []frame.Ext{frag(80)}}
+	n.want(n.packet(reason.FromPod, n.a, first), reason.FromPod, reason.Peer, reason.CTNew)
+	r := n.packet(reason.FromPod, n.a, later)
+	n.want(r, reason.FromPod, reason.Peer)
+	if r.event.Proto != frame.UDP || r.event.DstPort != 53 {
+		t.Errorf("later fragment is shown as protocol %d, port %d", r.event.Proto, r.event.DstPort)
+	}
+}
+
 // TestFragmentsForgotten guards against a first fragment lending its ports for
 // ever: identifiers are used again.
 func TestFragmentsForgotten(t *testing.T) {

@@ -78,3 +78,64 @@ func TestDirectAndService(t *testing.T) {
 	}
 	c.noDrops("ports-in-use")
 }
+
+// TestServiceSurvivesFlood guards against datagrams that nobody answers, sent by
+// one pod, cutting another's conversation through a service: without its entry
+// the next answer would reach the pod untranslated.
+func TestServiceSurvivesFlood(t *testing.T) {
+	c := newCluster(t)
+	a := c.nodes[0]
+	for i, dst := range []*pod{a.pods[1], c.nodes[1].pods[0]} {
+		backend, vip := ap(dst.addr.v4, 53), netip.AddrPortFrom(netip.MustParseAddr("10.96.0.1"), uint16(53+i))
+		serve(t, a, vip, backend)
+		var server, flood net.PacketConn
+		dst.in(t, func() {
+			var err error
+			if server, err = net.ListenPacket("udp4", backend.String()); err != nil {
+				t.Fatal(err)
+			}
+		})
+		defer server.Close()
+		a.pods[1].in(t, func() {
+			var err error
+			if flood, err = net.ListenPacket("udp4", ":0"); err != nil {
+				t.Fatal(err)
+			}
+		})
+		defer flood.Close()
+		client, err := dial(t, a.pods[0].space, "udp", vip)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.Write([]byte("subscribe")); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 100)
+		if err := server.SetDeadline(time.Now().Add(patience)); err != nil {
+			t.Fatal(err)
+		}
+		_, from, err := server.ReadFrom(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tell := func(what string) {
+			t.Helper()
+			if _, err := server.WriteTo([]byte(what), from); err != nil {
+				t.Fatal(err)
+			}
+			if err := client.SetReadDeadline(time.Now().Add(2 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			if n, err := client.Read(buf); err != nil || string(buf[:n]) != what {
+				t.Errorf("%s: the %s answer: %q %v", dst.name, what, buf[:n], err)
+			}
+		}
+		tell("first")
+		nobody := &net.UDPAddr{IP: c.nodes[1].pods[1].addr.v4.AsSlice()}
+		for i := range 40000 { // ten times the young table, each entry used more than once
+			nobody.Port = 1024 + i/4
+			_, _ = flood.WriteTo([]byte("x"), nobody)
+		}
+		tell("second")
+	}
+}
