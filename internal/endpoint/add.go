@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/weft-net/weft/internal/datapath/link"
 	"github.com/weft-net/weft/internal/ipam"
@@ -100,8 +101,8 @@ func (m *Manager) make(ctx context.Context, req AddRequest) (made *table.Endpoin
 		if err == nil {
 			return
 		}
-		for i := len(undo) - 1; i >= 0; i-- {
-			if e := undo[i](); e != nil {
+		for _, u := range slices.Backward(undo) {
+			if e := u(); e != nil {
 				m.log.Error("undoing a failed ADD left something behind", "container", req.ContainerID, "error", e)
 			}
 		}

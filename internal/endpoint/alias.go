@@ -26,7 +26,7 @@ func parseAlias(alias string) (ep table.Endpoint, ok bool) {
 	if !ours {
 		return ep, false
 	}
-	for _, field := range strings.Fields(rest) {
+	for field := range strings.FieldsSeq(rest) {
 		k, v, _ := strings.Cut(field, "=")
 		switch k {
 		case "id":

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -40,23 +39,23 @@ type kernelSide interface {
 	endpoint.Rows
 }
 
-// real is the datapath itself.
-type real struct {
+// kernel is the datapath itself.
+type kernel struct {
 	*datapath.Datapath
 	endpoint.MapRows
 }
 
-func (r real) PurgeAddrs(addrs ...netip.Addr) error {
+func (r kernel) PurgeAddrs(addrs ...netip.Addr) error {
 	_, err := r.Maps().CT.PurgeAddrs(addrs...)
 	return err
 }
 
-func openReal(root string) (real, error) {
+func openReal(root string) (kernel, error) {
 	d, err := datapath.Open(datapath.Options{Root: root, IPv4: true, IPv6: true, Log: quiet()})
 	if err != nil {
-		return real{}, err
+		return kernel{}, err
 	}
-	return real{d, endpoint.MapRows{Endpoints: d.Maps().Endpoints, IPCache: d.Maps().IPCache}}, nil
+	return kernel{d, endpoint.MapRows{Endpoints: d.Maps().Endpoints, IPCache: d.Maps().IPCache}}, nil
 }
 
 // fake keeps everything in memory. The same tests run over it and over real.
@@ -194,7 +193,7 @@ func (w *world) logged() string {
 	return w.log.String()
 }
 
-func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // each runs a test over the fake and over the real datapath, and looks that
 // nothing stays behind.

@@ -273,8 +273,7 @@ func TestPoolExhausted(t *testing.T) {
 		m := w.manager()
 		w.add(m, "only", nstest.Netns(t))
 		_, err := m.Add(t.Context(), request("more", nstest.Netns(t)))
-		var full *ipam.ExhaustedError
-		if !errors.As(err, &full) {
+		if _, ok := errors.AsType[*ipam.ExhaustedError](err); !ok {
 			t.Fatalf("got %v", err)
 		}
 		contains(t, text(err.Error()), "node n1", "10.9.0.0/30", "1 in use")
@@ -303,8 +302,10 @@ func TestFixedAddresses(t *testing.T) {
 		if used(m) != 0 {
 			t.Error("a reserved address counts as a pod's")
 		}
-		proof := endpoint.AddRequest{Kind: table.EndpointProof, ContainerID: "weft-proof", IfName: "eth0", Netns: nstest.Netns(t),
-			IPs: []netip.Addr{netip.MustParseAddr("169.254.77.1"), netip.MustParseAddr("fd77:6566:7470::1")}}
+		proof := endpoint.AddRequest{
+			Kind: table.EndpointProof, ContainerID: "weft-proof", IfName: "eth0", Netns: nstest.Netns(t),
+			IPs: []netip.Addr{netip.MustParseAddr("169.254.77.1"), netip.MustParseAddr("fd77:6566:7470::1")},
+		}
 		for range 2 { // nothing rests: the next proof has the same addresses
 			ep, err := m.Add(t.Context(), proof)
 			if err != nil {

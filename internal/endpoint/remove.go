@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/weft-net/weft/internal/table"
@@ -138,14 +139,11 @@ func (m *Manager) Check(ctx context.Context, containerID, ifname string, ips []n
 }
 
 func joinAddrs(as []netip.Addr) string {
-	s := ""
+	s := make([]string, len(as))
 	for i, a := range as {
-		if i > 0 {
-			s += " and "
-		}
-		s += a.String()
+		s[i] = a.String()
 	}
-	return s
+	return strings.Join(s, " and ")
 }
 
 // wake tells Run that there is something to do.

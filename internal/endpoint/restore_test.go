@@ -117,10 +117,11 @@ func TestCorruptState(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			each(t, func(t *testing.T, w *world) {
 				m := w.manager()
-				a, b := w.add(m, "a", nstest.Netns(t)), w.add(m, "b", nstest.Netns(t))
+				a := w.add(m, "a", nstest.Netns(t))
+				w.add(m, "b", nstest.Netns(t))
 				w.del(m, "b")
 				w.reap(m)
-				b = w.add(m, "b", nstest.Netns(t))
+				b := w.add(m, "b", nstest.Netns(t))
 				whole, err := os.ReadFile(w.path())
 				if err != nil {
 					t.Fatal(err)
@@ -152,8 +153,7 @@ func TestCorruptState(t *testing.T) {
 				reach(t, a)
 				// What was released just before is not known, so nothing is given for a while.
 				_, err = m.Add(t.Context(), request("c", nstest.Netns(t)))
-				var hold *ipam.HoldError
-				if !errors.As(err, &hold) {
+				if _, ok := errors.AsType[*ipam.HoldError](err); !ok {
 					t.Errorf("an address is given though it may be one just released: %v", err)
 				}
 				if again := w.add(m, "a", a.Netns); again.IPv4 != a.IPv4 || again.Netns != a.Netns {
@@ -228,7 +228,7 @@ func victim() int {
 	}
 }
 
-func killable(dir string, r real) (*endpoint.Manager, error) {
+func killable(dir string, r kernel) (*endpoint.Manager, error) {
 	db := statedb.New()
 	eps, err := table.NewEndpoints(db)
 	if err != nil {
@@ -306,7 +306,7 @@ func TestKilledAnywhere(t *testing.T) {
 }
 
 // consistent compares what the manager owns with what the kernel holds.
-func consistent(t *testing.T, m *endpoint.Manager, r real, l *link.Links) {
+func consistent(t *testing.T, m *endpoint.Manager, r kernel, l *link.Links) {
 	t.Helper()
 	want := map[string]int{}
 	ids := map[uint16]table.Endpoint{}

@@ -8,6 +8,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -44,7 +45,7 @@ var dual = ipam.Families{V4: true, V6: true}
 func TestAllocateBothOrNone(t *testing.T) {
 	a, _ := newAllocator(t, dual, "10.0.0.0/24", "fd00::/126") // two IPv6 addresses for pods
 	for i := range 2 {
-		got, err := a.Allocate(fmt.Sprint(i))
+		got, err := a.Allocate(strconv.Itoa(i))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -66,7 +67,7 @@ func TestAllocateBothOrNone(t *testing.T) {
 func TestExhaustedNamesPoolAndRemedy(t *testing.T) {
 	a, c := newAllocator(t, ipam.Families{V4: true}, "10.0.0.0/29", "10.0.1.0/30")
 	for i := range 6 {
-		if _, err := a.Allocate(fmt.Sprint(i)); err != nil {
+		if _, err := a.Allocate(strconv.Itoa(i)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -128,7 +129,7 @@ func TestClaimedAddressesRestOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 4 {
-		got, err := a.Allocate(fmt.Sprint(i))
+		got, err := a.Allocate(strconv.Itoa(i))
 		if err != nil || claimed[got[0]] {
 			t.Fatalf("got %v, %v", got, err)
 		}
@@ -229,10 +230,10 @@ func TestHugeRangeIsBounded(t *testing.T) {
 		t.Errorf("total %d", got)
 	}
 	for i := range 20_000 {
-		if _, err := a.Allocate(fmt.Sprint(i)); err != nil {
+		if _, err := a.Allocate(strconv.Itoa(i)); err != nil {
 			t.Fatal(err)
 		}
-		a.Release(fmt.Sprint(i))
+		a.Release(strconv.Itoa(i))
 		c.t = c.t.Add(time.Second)
 	}
 	if n := len(a.Resting()); n > 4200 {
@@ -347,7 +348,7 @@ func TestAgainstOracle(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"allocate": func(t *rapid.T) {
 				n++
-				owner := fmt.Sprint(n)
+				owner := strconv.Itoa(n)
 				got, err := a.Allocate(owner)
 				if err != nil {
 					for _, v6 := range []bool{false, true} {

@@ -5,7 +5,6 @@ package fault
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -42,14 +41,6 @@ func pushTool(t testing.TB, l *labtest.Lab, node string) {
 		t.Fatal(err)
 	}
 	l.Push(t, node, exe, toolPath)
-}
-
-// traffic is the path of the traffic program inside a node, copied there.
-func traffic(t testing.TB, l *labtest.Lab, node string) string {
-	t.Helper()
-	const path = "/run/weft-fault/traffic"
-	l.Push(t, node, filepath.Join(l.Build, "traffic"), path)
-	return path
 }
 
 // enoughTime fails a test that go test's own limit would end in its middle:

@@ -27,9 +27,6 @@ type nodeWatch struct {
 	flips  []string
 }
 
-// notReady is the taint of a node whose network is not proven.
-const notReady = "node.cilium.io/agent-not-ready"
-
 // look is what must not change, in one line.
 func look(n *labtest.Node) string {
 	var parts []string

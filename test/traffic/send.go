@@ -50,7 +50,7 @@ func send(ctx context.Context, to string, port, rate int, duration time.Duration
 		return nil, udpErr
 	}
 
-	time.Sleep(settle) // datagrams in flight: nothing announces the last of them
+	<-time.After(settle) // datagrams in flight: nothing announces the last of them
 	t, err := query(target, id, rep.Sent)
 	if err != nil {
 		return nil, err

@@ -54,8 +54,7 @@ type client struct {
 // agent's, or one of trying again later.
 func (c *client) ask(ctx context.Context, req cni.Request) (*cni.Response, error) {
 	resp, err := c.reach(ctx, req)
-	var down *downError
-	if errors.As(err, &down) {
+	if down, ok := errors.AsType[*downError](err); ok {
 		return nil, down.cni(req.Command)
 	}
 	return resp, err

@@ -34,8 +34,10 @@ func (s *Server) handle(ctx context.Context, req cni.Request) *cni.Response {
 	case "STATUS":
 		return &cni.Response{Error: s.p.Status()}
 	}
-	return &cni.Response{Error: &cni.Error{Code: cni.CodeEnvironment, Msg: fmt.Sprintf("CNI_COMMAND %q is unknown", req.Command),
-		Details: "are weft-cni and the agent of one version?"}}
+	return &cni.Response{Error: &cni.Error{
+		Code: cni.CodeEnvironment, Msg: fmt.Sprintf("CNI_COMMAND %q is unknown", req.Command),
+		Details: "are weft-cni and the agent of one version?",
+	}}
 }
 
 func (s *Server) add(ctx context.Context, req cni.Request) *cni.Response {
@@ -94,8 +96,7 @@ func failed(err error) *cni.Response {
 	if err == nil {
 		return &cni.Response{}
 	}
-	var own *cni.Error
-	if errors.As(err, &own) {
+	if own, ok := errors.AsType[*cni.Error](err); ok {
 		return &cni.Response{Error: own}
 	}
 	return &cni.Response{Error: &cni.Error{Code: codeOf(err), Msg: err.Error()}}

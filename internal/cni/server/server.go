@@ -104,7 +104,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer watcher.close()
+	defer func() { _ = watcher.close() }()
 	s.drainQueue(ctx)
 	l, err := s.listen()
 	if err != nil {
@@ -174,8 +174,10 @@ func (s *Server) serve(ctx context.Context, conn net.Conn) {
 	}
 	var req cni.Request
 	if err := cni.ReadMessage(conn, &req); err != nil {
-		s.reply(conn, &cni.Response{Error: &cni.Error{Code: cni.CodeDecode, Msg: "request is not understood: " + err.Error(),
-			Details: "are weft-cni and the agent of one version?"}})
+		s.reply(conn, &cni.Response{Error: &cni.Error{
+			Code: cni.CodeDecode, Msg: "request is not understood: " + err.Error(),
+			Details: "are weft-cni and the agent of one version?",
+		}})
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.p.Timeout)

@@ -3,11 +3,9 @@
 package server_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -74,8 +72,10 @@ func (e *endpoints) list() []string {
 
 func (e *endpoints) Add(ctx context.Context, r endpoint.AddRequest) (table.Endpoint, error) {
 	err := e.call(ctx, "add %s %s %s/%s %s", r.ContainerID, r.IfName, r.Namespace, r.Pod, r.Netns)
-	return table.Endpoint{HostIfName: "lxc1", HostMAC: "02:00:00:00:00:01", MAC: "02:00:00:00:00:02", MTU: 1400,
-		IPv4: netip.MustParseAddr("10.9.0.2"), IPv6: netip.MustParseAddr("fd09::2")}, err
+	return table.Endpoint{
+		HostIfName: "lxc1", HostMAC: "02:00:00:00:00:01", MAC: "02:00:00:00:00:02", MTU: 1400,
+		IPv4: netip.MustParseAddr("10.9.0.2"), IPv6: netip.MustParseAddr("fd09::2"),
+	}, err
 }
 
 func (e *endpoints) Delete(ctx context.Context, id, ifname string) error {
@@ -94,7 +94,6 @@ type agent struct {
 	*endpoints
 	p    server.Params
 	s    *server.Server
-	log  *bytes.Buffer
 	stop func()
 }
 
@@ -102,7 +101,7 @@ func params(t *testing.T, e *endpoints) server.Params {
 	dir := t.TempDir()
 	return server.Params{
 		Socket: filepath.Join(dir, "cni.sock"), QueueDir: filepath.Join(dir, "deletes"), UnreachableFile: filepath.Join(dir, "cni-unreachable"),
-		Endpoints: e, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Endpoints: e, Log: slog.New(slog.DiscardHandler),
 	}
 }
 
@@ -199,7 +198,7 @@ func TestErrorCodes(t *testing.T) {
 		err  error
 		code uint
 	}{
-		{fmt.Errorf("node n1 has %w: ...", endpoint.ErrNoPodCIDR), 11},
+		{fmt.Errorf("node n1 has %w", endpoint.ErrNoPodCIDR), 11},
 		{fmt.Errorf("node n1: %w", &ipam.ExhaustedError{}), 11},
 		{&ipam.HoldError{Wait: time.Second}, 11},
 		{context.DeadlineExceeded, 11},

@@ -160,8 +160,8 @@ func (b backend) ensure(ctx context.Context) error {
 // inserted before rules[inserted].
 func (b backend) deletes(rules []string, inserted int) string {
 	var s strings.Builder
-	for i := len(rules) - 1; i >= 0; i-- {
-		if rules[i] != jump {
+	for i, rule := range slices.Backward(rules) {
+		if rule != jump {
 			continue
 		}
 		n := i + 1

@@ -5,7 +5,6 @@ package link_test
 import (
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -32,7 +31,7 @@ var (
 	node6 = netip.MustParseAddr("2001:db8::1")
 )
 
-func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 func links(t testing.TB) *link.Links {
 	t.Helper()
@@ -490,22 +489,4 @@ func TestForwardingCannotBeSet(t *testing.T) {
 	if err := l.EnsureForwarding(false, true); err != nil {
 		t.Errorf("it has the value already, but: %v", err)
 	}
-}
-
-// throw sends one datagram and does not care about a reply.
-func throw(to string) error {
-	c, err := net.Dial("udp", net.JoinHostPort(to, "9"))
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	_, err = c.Write([]byte("x"))
-	return err
-}
-
-func tc(args ...string) error {
-	if out, err := exec.Command("tc", args...).CombinedOutput(); err != nil {
-		return fmt.Errorf("tc %s: %w: %s", strings.Join(args, " "), err, out)
-	}
-	return nil
 }

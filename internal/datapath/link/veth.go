@@ -77,7 +77,7 @@ func (l *Links) Create(v Veth) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("link %s (veth to %s in %s): create: %w", v.HostIfName, v.IfName, v.Netns, err)
 	}
-	if err := l.mark(h, index, v.Alias); err != nil {
+	if err := l.mark(index, v.Alias); err != nil {
 		if old, e := h.LinkByIndex(index); e == nil {
 			err = errors.Join(err, h.LinkDel(old))
 		}
@@ -121,7 +121,7 @@ func (l *Links) create(h *netlink.Handle, v Veth, ns netns.NsHandle) (int, error
 
 // mark sets in one message what a link cannot be created with: its alias, no
 // link-local address of its own, no reverse-path filter, forwarding on.
-func (l *Links) mark(h *netlink.Handle, index int, alias string) error {
+func (l *Links) mark(index int, alias string) error {
 	req := linkRequest(unix.RTM_SETLINK, index)
 	if len(alias) > maxAlias {
 		alias = alias[:maxAlias]

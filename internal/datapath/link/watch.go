@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 	"time"
 
@@ -49,7 +50,7 @@ func watch(ctx context.Context, groups []uint, matters func(syscall.NetlinkMessa
 	for {
 		select {
 		case <-ctx.Done():
-			<-failed
+			_ = <-failed // closing the socket ended it
 			return nil
 		case err := <-failed:
 			if ctx.Err() != nil {
@@ -88,11 +89,8 @@ func receive(s *nl.NetlinkSocket, matters func(syscall.NetlinkMessage) bool, cha
 		case from.Pid != nl.PidKernel:
 			continue
 		}
-		for _, m := range msgs {
-			if matters(m) {
-				notify(changed)
-				break
-			}
+		if slices.ContainsFunc(msgs, matters) {
+			notify(changed)
 		}
 	}
 }

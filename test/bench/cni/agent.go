@@ -39,8 +39,19 @@ func (k kernel) PurgeAddrs(addrs ...netip.Addr) error {
 // clocked notes how long the manager takes for each call.
 type clocked struct {
 	*endpoint.Manager
-	mu       sync.Mutex
-	add, del samples
+	mu               sync.Mutex
+	add, del         samples
+	addWork, delWork samples
+}
+
+// observe is the manager's Observer: it knows how long a call stood in line.
+func (c *clocked) observe(op string, took, wait time.Duration, _ error) {
+	switch op {
+	case "add":
+		c.note(&c.addWork, took-wait)
+	case "delete":
+		c.note(&c.delWork, took-wait)
+	}
 }
 
 func (c *clocked) Add(ctx context.Context, r endpoint.AddRequest) (table.Endpoint, error) {
@@ -64,12 +75,12 @@ func (c *clocked) note(to *samples, d time.Duration) {
 }
 
 // take returns what was noted since the last time.
-func (c *clocked) take() (add, del samples) {
+func (c *clocked) take() answer {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	add, del = c.add, c.del
-	c.add, c.del = nil, nil
-	return add, del
+	a := answer{Add: c.add, Del: c.del, AddWork: c.addWork, DelWork: c.delWork}
+	c.add, c.del, c.addWork, c.delWork = nil, nil, nil, nil
+	return a
 }
 
 // agent is the process that the figures are about: the CNI of an agent. It
@@ -83,12 +94,13 @@ func agent() (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, dp.Close(), datapath.Unload(bpffs+"/weft")) }()
-	m, err := newManager(dp, log)
+	c := &clocked{}
+	m, err := newManager(dp, c.observe, log)
 	if err != nil {
 		cancel()
 		return err
 	}
-	c := &clocked{Manager: m}
+	c.Manager = m
 	s, err := server.New(server.Params{Endpoints: c, Log: log})
 	if err != nil {
 		cancel()
@@ -114,9 +126,10 @@ type order struct {
 
 // answer to an order.
 type answer struct {
-	Busy     uint64 // addresses that are not free
-	Add, Del samples
-	Error    string
+	Busy             uint64 // addresses that are not free
+	Add, Del         samples
+	AddWork, DelWork samples // the same without the time in line
+	Error            string
 }
 
 func obey(c *clocked) error {
@@ -129,13 +142,13 @@ func obey(c *clocked) error {
 			return err
 		}
 		var a answer
+		if o.Take {
+			a = c.take()
+		}
 		if o.Ranges != 0 {
 			if err := c.SetRanges([]netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", o.Ranges)), ranges[1]}); err != nil {
 				a.Error = err.Error()
 			}
-		}
-		if o.Take {
-			a.Add, a.Del = c.take()
 		}
 		st := c.IPAM()
 		a.Busy = st.Outside
@@ -148,7 +161,7 @@ func obey(c *clocked) error {
 	}
 }
 
-func newManager(dp *datapath.Datapath, log *slog.Logger) (*endpoint.Manager, error) {
+func newManager(dp *datapath.Datapath, observe endpoint.Observer, log *slog.Logger) (*endpoint.Manager, error) {
 	links, err := link.New("", log)
 	if err != nil {
 		return nil, err
@@ -162,7 +175,7 @@ func newManager(dp *datapath.Datapath, log *slog.Logger) (*endpoint.Manager, err
 		return nil, err
 	}
 	m, err := endpoint.New(endpoint.Params{
-		Node: nodeName, Links: links, Datapath: kernel{dp}, Log: log,
+		Node: nodeName, Links: links, Datapath: kernel{dp}, Log: log, Observe: observe,
 		Rows:     endpoint.MapRows{Endpoints: dp.Maps().Endpoints, IPCache: dp.Maps().IPCache},
 		Settings: endpoint.Settings{Families: ipam.Families{V4: true, V6: true}, MTU: func() int { return 1500 }},
 		State:    endpoint.State{DB: db, Endpoints: eps},

@@ -82,7 +82,7 @@ func awaitAgent(ctx context.Context) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		_, err := ask(cni.Request{Command: "STATUS"})
+		err := ask(cni.Request{Command: "STATUS"})
 		var answered *cni.Error
 		if err == nil || errors.As(err, &answered) {
 			return nil
@@ -103,7 +103,7 @@ func all(f figures, r *remote, pods []pod, plugin string, rounds int) error {
 	}
 	socket := func(command string) func(pod) error {
 		return func(p pod) error {
-			_, err := ask(p.request(command))
+			err := ask(p.request(command))
 			return err
 		}
 	}
@@ -118,7 +118,7 @@ func all(f figures, r *remote, pods []pod, plugin string, rounds int) error {
 	}
 	turn := 0
 	for _, k := range kinds {
-		var agentAdd, agentDel, add, del samples
+		var agentAdd, agentDel, workAdd, workDel, add, del samples
 		for range rounds {
 			turn++
 			if err := settled(r, turn); err != nil {
@@ -138,12 +138,15 @@ func all(f figures, r *remote, pods []pod, plugin string, rounds int) error {
 				return err
 			}
 			agentAdd, agentDel = append(agentAdd, noted.Add...), append(agentDel, noted.Del...)
+			workAdd, workDel = append(workAdd, noted.AddWork...), append(workDel, noted.DelWork...)
 		}
 		f.latency(fmt.Sprintf(k.around, "add"), add)
 		f.latency(fmt.Sprintf(k.around, "del"), del)
 		if k.at != "" {
 			f.latency(fmt.Sprintf(k.at, "add"), agentAdd)
 			f.latency(fmt.Sprintf(k.at, "del"), agentDel)
+			f.latency(fmt.Sprintf(k.at, "add")+"_work", workAdd)
+			f.latency(fmt.Sprintf(k.at, "del")+"_work", workDel)
 		}
 	}
 	return nil
@@ -206,21 +209,21 @@ func execute(plugin, command string, p pod) error {
 }
 
 // ask sends one request over the socket.
-func ask(r cni.Request) (*cni.Response, error) {
+func ask(r cni.Request) error {
 	conn, err := net.Dial("unix", cni.SocketPath)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer conn.Close()
 	if err := cni.WriteMessage(conn, r); err != nil {
-		return nil, err
+		return err
 	}
 	var resp cni.Response
 	if err := cni.ReadMessage(conn, &resp); err != nil {
-		return nil, err
+		return err
 	}
 	if resp.Error != nil {
-		return nil, resp.Error
+		return resp.Error
 	}
-	return &resp, nil
+	return nil
 }

@@ -14,6 +14,8 @@
 //	cni_add_ms_*, cni_del_ms_*      at the agent, request to reply, while the
 //	                                runtime executes the plugin for one pod after the other
 //	cni_*_burst_ms_*                the same while it executes the plugin for all pods at once
+//	cni_*_work_ms_*                 the same without the time that a request stood in
+//	                                line: on N cores, the last of a burst waits for all others
 //	cni_exec_*_ms_*                 around the plugin's execution, as the runtime sees it
 //	cni_exec_*_burst_ms_*           the same with all plugins at once, on all cores together
 //	cni_*_flood_ms_*                at a client of the socket that sends all requests

@@ -70,7 +70,7 @@ func memory(f figures, pods []pod, program string) (err error) {
 		return err
 	}
 	add := func(p pod) error {
-		_, err := ask(p.request("ADD"))
+		err := ask(p.request("ADD"))
 		return err
 	}
 	if _, err := oneByOne(pods, add); err != nil {
