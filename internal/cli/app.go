@@ -15,7 +15,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
 
 	"github.com/weft-net/weft/internal/cli/kube"
 	"github.com/weft-net/weft/internal/datapath"
@@ -39,6 +41,9 @@ type Streams struct {
 // exit code. name is how the program was called: weft, cilium (its name in the
 // runbooks) or kubectl-weft behave alike. version is what `weft version` shows.
 func Main(ctx context.Context, name string, args []string, version string, s Streams) int {
+	// The Kubernetes libraries log each stream that ^C or a timeout cut; what
+	// matters comes back as an error.
+	klog.SetLogger(logr.Discard())
 	return newApp(s, version).run(ctx, filepath.Base(name), args)
 }
 

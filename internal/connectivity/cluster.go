@@ -180,6 +180,9 @@ func (r *runner) test(ctx context.Context) ([]Cell, map[int]Result, error) {
 	if err := prepare(ctx); err != nil {
 		return nil, nil, err
 	}
+	if ctx.Err() != nil {
+		return nil, nil, context.Cause(ctx)
+	}
 	cells := Plan(r.topo, r.opts.Filter)
 	toRun := 0
 	for i := range cells {

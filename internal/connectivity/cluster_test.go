@@ -34,6 +34,7 @@ type liveCluster struct {
 	outcome   func(pod string, c *connectivity.Cell) string  // error of a cell
 	cut       func(pod string) error                         // error of exec after half of the cells
 	created   map[string]int
+	deaf      string // pod whose exec never answers
 }
 
 func (l *liveCluster) Gone(err error) bool { return errors.Is(err, errGone) }
@@ -136,6 +137,9 @@ func (l *liveCluster) Exec(ctx context.Context, pod string, _ []string, in io.Re
 	}
 	if l.onExec != nil {
 		l.onExec(pod, &plan)
+	}
+	if pod == l.deaf && len(plan.Cells) > 0 {
+		<-ctx.Done()
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -278,6 +282,30 @@ func TestProbeThatDies(t *testing.T) {
 		}
 		for _, row := range rep.Rows {
 			if row.Outcome == connectivity.Failed && (row.From.Name != "probe-a-n1" || !strings.Contains(row.Error, "out of memory")) {
+				t.Errorf("%s: %s", row.Pair(), row.Error)
+			}
+		}
+	})
+}
+
+// TestProbeThatIsNotHeard guards against a test that hangs on a node that the
+// API server cannot reach, as over a path that swallows large packets.
+func TestProbeThatIsNotHeard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &liveCluster{deaf: "probe-a-n2"}
+		start := time.Now()
+		rep, err := connectivity.Run(t.Context(), l, runOptions(), silent{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(start); took > time.Minute {
+			t.Errorf("took %s", took)
+		}
+		if rep.Failed == 0 || rep.Passed == 0 {
+			t.Error(rep.Summary())
+		}
+		for _, row := range rep.Rows {
+			if row.Outcome == connectivity.Failed && (row.From.Name != "probe-a-n2" || !strings.Contains(row.Error, "nothing came back for")) {
 				t.Errorf("%s: %s", row.Pair(), row.Error)
 			}
 		}

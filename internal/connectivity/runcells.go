@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -93,6 +94,13 @@ func (r *runner) exec(ctx context.Context, pod string, plan *ProbePlan, take fun
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	limit := stallLimit(plan)
+	stalled := time.AfterFunc(limit, func() {
+		cancel(fmt.Errorf("nothing came back for %s: the API server may not reach its node", limit))
+	})
+	defer stalled.Stop()
 	out, w := io.Pipe()
 	var stderr limitedBuffer
 	ended := make(chan error, 1)
@@ -109,18 +117,32 @@ func (r *runner) exec(ctx context.Context, pod string, plan *ProbePlan, take fun
 		if derr = dec.Decode(&res); derr != nil {
 			break
 		}
+		stalled.Reset(limit)
 		done[res.ID] = true
 		take(res)
 	}
 	_ = out.CloseWithError(io.ErrClosedPipe) // the far side must not block on a reader that gave up
 	err = <-ended
-	if msg := strings.TrimSpace(stderr.String()); err != nil && msg != "" {
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	} else if msg := strings.TrimSpace(stderr.String()); err != nil && msg != "" {
 		err = errors.New(msg)
 	}
 	if err == nil && !errors.Is(derr, io.EOF) {
 		err = fmt.Errorf("results: %w", derr)
 	}
 	return done, err
+}
+
+// stallLimit is how long a probe may be silent. Whatever is broken, each cell
+// ends with its timeout; a probe that says nothing for longer cannot be heard.
+func stallLimit(plan *ProbePlan) time.Duration {
+	const slack = 15 * time.Second // for exec itself
+	limit := time.Duration(plan.Retries+1)*plan.Timeout + slack
+	if len(plan.Wait) > 0 {
+		limit += plan.WaitLimit
+	}
+	return limit
 }
 
 // limitedBuffer keeps the first 4 KiB.

@@ -50,7 +50,7 @@ func (c *Client) Exec(ctx context.Context, r ExecRequest) error {
 	if err != nil {
 		return fmt.Errorf("exec %s/%s: %w", r.Namespace, r.Pod, err)
 	}
-	err = ex.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr})
+	err = stream(ctx, ex, r)
 	var code utilexec.ExitError
 	switch {
 	case err == nil:
@@ -61,6 +61,66 @@ func (c *Client) Exec(ctx context.Context, r ExecRequest) error {
 		return context.Cause(ctx)
 	}
 	return fmt.Errorf("exec %s/%s: %w", r.Namespace, r.Pod, err)
+}
+
+// stream runs the executor and returns with the context. The executor itself
+// may not: its handshake listens to deadlines only, and after that its copying
+// goes on in the background. So it runs beside, and what it has to write is
+// written here: never after the return.
+func stream(ctx context.Context, ex remotecommand.Executor, r ExecRequest) error {
+	writes := make(chan write)
+	returned := make(chan struct{})
+	defer close(returned)
+	opts := remotecommand.StreamOptions{Stdin: r.Stdin}
+	if r.Stdout != nil {
+		opts.Stdout = &relay{to: r.Stdout, writes: writes, returned: returned}
+	}
+	if r.Stderr != nil {
+		opts.Stderr = &relay{to: r.Stderr, writes: writes, returned: returned}
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- ex.StreamWithContext(ctx, opts) }()
+	for {
+		select {
+		case w := <-writes:
+			n, err := w.to.Write(w.p)
+			w.done <- written{n, err}
+		case err := <-ended:
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// write is one write that waits to be done.
+type write struct {
+	to   io.Writer
+	p    []byte
+	done chan written
+}
+
+type written struct {
+	n   int
+	err error
+}
+
+// relay hands writes to the goroutine that runs stream.
+type relay struct {
+	to       io.Writer
+	writes   chan<- write
+	returned <-chan struct{}
+}
+
+func (r *relay) Write(p []byte) (int, error) {
+	w := write{to: r.to, p: p, done: make(chan written, 1)}
+	select {
+	case r.writes <- w:
+		res := <-w.done
+		return res.n, res.err
+	case <-r.returned:
+		return 0, io.ErrClosedPipe
+	}
 }
 
 // ended says whether the context has ended. A connection that was given its

@@ -115,6 +115,22 @@ func TestExecEndsWithContext(t *testing.T) {
 	if !errors.Is(err, why) {
 		t.Errorf("got %v", err)
 	}
+
+	// ^C has no deadline.
+	ctx, stop := context.WithCancelCause(t.Context())
+	time.AfterFunc(100*time.Millisecond, func() { stop(why) })
+	got := make(chan error, 1)
+	go func() {
+		got <- c.Exec(ctx, kube.ExecRequest{Namespace: "ns", Pod: "p", Container: "c", Command: []string{"x"}, Stdout: io.Discard})
+	}()
+	select {
+	case err := <-got:
+		if !errors.Is(err, why) {
+			t.Errorf("got %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("still there 10 s after ^C")
+	}
 }
 
 // TestErrors guards against refusals that cannot be told apart.
