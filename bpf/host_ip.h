@@ -18,10 +18,17 @@ static __always_inline int F(not_for_pods)(const struct F(pkt) *k)
 static __always_inline int F(deliver_to)(struct __sk_buff *skb, struct F(judge) *j, struct report *r)
 {
 	const struct weft_endpoint *to = endpoint(j->s.to.endpoint);
+	int code;
 
 	if (!to || !F(owns)(to, &j->k.daddr))
 		return DROP_NO_ENDPOINT;
-	return F(deliver)(skb, &j->k, to, r);
+	code = F(deliver)(skb, &j->k, to, r);
+	/*
+	 * Too big for the pod: the stack tells the sender, before FORWARD. An error
+	 * of ours would get a wrong checksum on a device that does not compute
+	 * them, where the packet had arrived without one.
+	 */
+	return code == DROP_TOO_BIG ? VERDICT_STACK : code;
 }
 
 /* From the net, for a local pod, no connection yet. */
@@ -120,8 +127,6 @@ static __noinline int F(from_net_ip)(struct __sk_buff *skb)
 		code = F(not_for_pods)(&j.k);
 	else
 		code = F(judge_from_net)(skb, &j, cfg, &r);
-	if (code == DROP_TOO_BIG)
-		r.told = F(send_too_big)(skb, &j.k, r.mtu, HOOK_FROM_NET);
 	return F(finish)(skb, &j.k, &r, HOOK_FROM_NET, code);
 }
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * "Fragmentation needed" and "packet too big" (RFC 792, 1191, 4443), which the
- * stack would send if the fast path went through it. Included once a family.
+ * stack would send if the fast path went through it: to local pods alone, whose
+ * veth takes unfinished checksums. Included once a family.
  */
 
 #if FAMILY == 4

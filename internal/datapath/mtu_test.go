@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os/exec"
 	"syscall"
 	"testing"
 	"time"
@@ -143,6 +144,53 @@ func TestStackFragments(t *testing.T) {
 	}
 	if n1.metrics(t)["to_net ct-to-stack"] == 0 {
 		t.Error("no packet went through the stack: the test did not test anything")
+	}
+	c.noDrops()
+}
+
+// TestPathMTUWithoutOffload guards against errors that the sender throws away,
+// because the device of the node that answers does not compute checksums, and
+// against a firewall that drops what netfilter calls invalid swallowing the packet
+// before it is answered.
+func TestPathMTUWithoutOffload(t *testing.T) {
+	c := newCluster(t)
+	n1, n2 := c.nodes[0], c.nodes[1]
+	narrow := n1.pods[0]
+	n1.in(t, func() {
+		nft(t, invalidDrop)
+		ip(t, "link set "+narrow.dev+" mtu 1300")
+		if out, err := exec.Command("ethtool", "-K", "eth0", "tx", "off").CombinedOutput(); err != nil {
+			t.Fatalf("ethtool: %v: %s", err, out)
+		}
+	})
+	// The pod's own end stays at 1500, and so does the size of segments it asks for.
+	narrow.row.MTU = 1300
+	if err := n1.d.Maps().Endpoints.Upsert(narrow.row); err != nil {
+		t.Fatal(err)
+	}
+	for _, fam := range families {
+		to := ap(narrow.addr.of(fam), 8080)
+		echoTCP(t, narrow.space, to)
+		header := map[int]int{4: 20, 6: 40}[fam]
+		mtu, err := sendDF(t, n2.pods[0].space, to, 1300-header-8+1)
+		if err != nil {
+			t.Errorf("ipv%d: %v", fam, err)
+		} else if mtu != 1300 {
+			t.Errorf("ipv%d: the sender learned MTU %d, want 1300", fam, mtu)
+		}
+		// In mid-connection, from a pod that has not learned it yet.
+		con, err := dial(t, n2.pods[1].space, "tcp", to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, size := range []int{100, 100000} {
+			if err := exchange(con, size); err != nil {
+				t.Errorf("ipv%d: %v", fam, err)
+			}
+		}
+	}
+	if m := n1.metrics(t); m["to_pod ct-to-stack"] != 0 || m["from_net peer"] == 0 {
+		t.Errorf("a connection left the fast path: %v", m)
 	}
 	c.noDrops()
 }
