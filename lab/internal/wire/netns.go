@@ -24,9 +24,29 @@ const NetnsDir = "/run/netns"
 // NetnsPath of a lab's host.
 func NetnsPath(lab, host string) string { return filepath.Join(NetnsDir, lab+"-"+host) }
 
+// shareNetnsDir makes NetnsDir a shared mount of its own, as the first `ip netns
+// add` on a machine does. If that came after ours, it would mount the folder
+// over itself and bury our namespaces: names that nobody can remove any more.
+func shareNetnsDir() error {
+	if err := os.MkdirAll(NetnsDir, 0o755); err != nil {
+		return err
+	}
+	err := unix.Mount("", NetnsDir, "", unix.MS_SHARED|unix.MS_REC, "")
+	if !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	if err := unix.Mount(NetnsDir, NetnsDir, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return err
+	}
+	return unix.Mount("", NetnsDir, "", unix.MS_SHARED|unix.MS_REC, "")
+}
+
 // CreateNetns makes a named network namespace, as `ip netns add` does. It
 // refuses to take over one that exists.
 func CreateNetns(path string) error {
+	if err := shareNetnsDir(); err != nil {
+		return fmt.Errorf("network namespaces: share %s: %w", NetnsDir, err)
+	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o444)
 	if errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("network namespace %s exists and is not this lab's; choose another --name", filepath.Base(path))
