@@ -24,14 +24,25 @@ type routing struct {
 
 // routes derives the routes to other nodes' pods. Where a range cannot be
 // reached, or must not be routed, there is no route and a sentence that names
-// the node: a wrong route would swallow packets in silence.
+// the node: a wrong route would swallow packets in silence. The node's own ranges
+// get routes that say of unused addresses that they are unreachable: by the
+// default route, packets to them would go round until their TTL ends.
 func (r routing) routes() (out []*table.Route, problems []string) {
 	nodes := slices.SortedFunc(slices.Values(r.nodes), func(a, b *table.Node) int { return cmp.Compare(a.Name, b.Name) })
 	taken := map[netip.Prefix]string{}
 	for _, n := range nodes {
 		if n.Local {
 			for _, p := range n.PodCIDRs {
-				taken[p.Masked()] = n.Name
+				p = p.Masked()
+				taken[p] = n.Name
+				if !r.fam.has(p.Addr()) {
+					continue
+				}
+				if why := r.unsafe(p, n, nodes, nil); why != "" {
+					problems = append(problems, why)
+					continue
+				}
+				out = append(out, &table.Route{Prefix: p, Type: table.RouteUnreachable, Owner: nodeOwner(n.Name)})
 			}
 		}
 	}

@@ -108,7 +108,7 @@ func (t routeTarget) drifted(desired []*table.Route) (bool, error) {
 	}
 	for _, d := range desired {
 		r, ok := byPrefix[d.Prefix]
-		if !ok || r.Via != d.Via || r.Device != d.Device {
+		if !ok || r.Via != d.Via || r.Device != d.Device || r.Type != d.Type {
 			return true, nil
 		}
 	}

@@ -81,6 +81,10 @@ func (u *uninstaller) network(ctx context.Context) {
 		u.failed(err)
 	} else {
 		for _, r := range routes {
+			if r.Type != "" {
+				u.told("route", fmt.Sprintf("%s %s", r.Type, r.Prefix))
+				continue
+			}
 			u.told("route", fmt.Sprintf("%s via %s dev %s", r.Prefix, r.Via, r.Device))
 		}
 	}

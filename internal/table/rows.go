@@ -253,7 +253,13 @@ type Route struct {
 	Device string       `json:"device"`
 	Src    netip.Addr   `json:"src"` // preferred source, may be invalid
 	Owner  string       `json:"owner"`
+	// Type is RouteUnreachable, or empty for a route that leads somewhere.
+	Type string `json:"type,omitempty"`
 }
+
+// RouteUnreachable is the type of a route that answers with ICMP what no longer
+// prefix takes. It has neither next hop nor device.
+const RouteUnreachable = "unreachable"
 
 // TableHeader names the columns of TableRow.
 func (*Route) TableHeader() []string {
@@ -262,7 +268,11 @@ func (*Route) TableHeader() []string {
 
 // TableRow renders the route under TableHeader.
 func (r *Route) TableRow() []string {
-	return []string{r.Prefix.String(), addr(r.Via), r.Device, addr(r.Src), r.Owner}
+	via := addr(r.Via)
+	if r.Type != "" {
+		via = r.Type
+	}
+	return []string{r.Prefix.String(), via, r.Device, addr(r.Src), r.Owner}
 }
 
 func addr(a netip.Addr) string {

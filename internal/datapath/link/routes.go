@@ -35,8 +35,12 @@ func routes(family, protocol int) ([]netlink.Route, error) {
 	return list, nil
 }
 
+// unreachableMetric is that of unreachable routes: whatever else somebody has for
+// the same prefix goes first.
+const unreachableMetric = 1<<31 - 1
+
 // ListRoutes returns Weft's routes to other nodes: those of protocol 87 in the
-// main table, without the routes to this node's pods, which come and go with
+// main table, and those that answer for unused addresses, without the routes to this node's pods, which come and go with
 // their links. Owner is empty.
 func (l *Links) ListRoutes() ([]table.Route, error) {
 	names, err := linkNames()
@@ -80,6 +84,9 @@ func rowOf(r netlink.Route, fam int, dev string) table.Route {
 	if r.Dst != nil {
 		row.Prefix = prefixOf(r.Dst)
 	}
+	if r.Type == unix.RTN_UNREACHABLE {
+		row.Type, row.Device = table.RouteUnreachable, "" // the kernel says lo for IPv6
+	}
 	if a, ok := netip.AddrFromSlice(r.Gw); ok {
 		row.Via = a.Unmap()
 	}
@@ -91,24 +98,34 @@ func rowOf(r netlink.Route, fam int, dev string) table.Route {
 
 // UpsertRoute adds or changes a route to another node. A route to the same
 // prefix that somebody else made is never touched: if it leads to the same
-// next hop all is well, else that is an error which names it.
+// next hop all is well, else that is an error which names it. An unreachable
+// route stands behind it.
 func (l *Links) UpsertRoute(r table.Route) error {
 	nr, err := l.route(r)
 	if err != nil {
 		return err
 	}
-	foreign, err := foreignRoute(r.Prefix)
+	have, err := routesTo(r.Prefix)
 	if err != nil {
 		return fmt.Errorf("route %s: %w", r.Prefix, err)
 	}
-	if foreign != nil {
+	if err := l.upsertRoute(r, nr, have); err != nil {
+		return err
+	}
+	return deleteOtherType(nr, have)
+}
+
+func (l *Links) upsertRoute(r table.Route, nr *netlink.Route, have []netlink.Route) error {
+	i := slices.IndexFunc(have, func(h netlink.Route) bool { return h.Protocol != Protocol })
+	if i >= 0 && r.Type == "" {
+		foreign := have[i]
 		if gw, _ := netip.AddrFromSlice(foreign.Gw); gw.Unmap() == r.Via && (r.Device == "" || foreign.LinkIndex == nr.LinkIndex) {
 			return nil
 		}
 		return fmt.Errorf("route %s via %s: there is one already that is not Weft's (%s): remove it on the node, or set autoDirectNodeRoutes=false and route pod CIDRs yourself",
 			r.Prefix, r.Via, foreign)
 	}
-	err = netlink.RouteReplace(nr)
+	err := netlink.RouteReplace(nr)
 	if errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("route %s via %s dev %s src %s: %w: autoDirectNodeRoutes reaches only nodes on a subnet of this node's devices; "+
 			"let the network route the pod CIDRs between subnets", r.Prefix, r.Via, r.Device, r.Src, err)
@@ -119,11 +136,33 @@ func (l *Links) UpsertRoute(r table.Route) error {
 	return nil
 }
 
+// deleteOtherType deletes Weft's routes to a prefix that was another node's and
+// is this one's now, or the other way round: they have another metric.
+func deleteOtherType(nr *netlink.Route, have []netlink.Route) error {
+	for _, h := range have {
+		if h.Protocol != Protocol || (h.Type == unix.RTN_UNREACHABLE) == (nr.Type == unix.RTN_UNREACHABLE) {
+			continue
+		}
+		if err := netlink.RouteDel(&h); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("route %s: delete what it replaces: %w", h, err)
+		}
+	}
+	return nil
+}
+
 func (l *Links) route(r table.Route) (*netlink.Route, error) {
 	if !r.Prefix.IsValid() || r.Prefix != r.Prefix.Masked() {
 		return nil, fmt.Errorf("route %s: not a prefix", r.Prefix)
 	}
 	nr := &netlink.Route{Dst: ipNet(r.Prefix), Protocol: Protocol, Table: unix.RT_TABLE_MAIN}
+	switch r.Type {
+	case "":
+	case table.RouteUnreachable:
+		nr.Type, nr.Priority = unix.RTN_UNREACHABLE, unreachableMetric
+		return nr, nil
+	default:
+		return nil, fmt.Errorf("route %s: unknown type %q", r.Prefix, r.Type)
+	}
 	if r.Device != "" {
 		index, err := l.ByName(r.Device)
 		if err != nil {
@@ -148,23 +187,15 @@ func (l *Links) route(r table.Route) (*netlink.Route, error) {
 	return nr, nil
 }
 
-// foreignRoute returns a route to exactly prefix that is not Weft's, nil if
-// there is none.
-func foreignRoute(prefix netip.Prefix) (*netlink.Route, error) {
+// routesTo returns the routes to exactly prefix, whoever made them.
+func routesTo(prefix netip.Prefix) ([]netlink.Route, error) {
 	var list []netlink.Route
 	err := retryDump(func() (err error) {
 		filter := &netlink.Route{Dst: ipNet(prefix), Table: unix.RT_TABLE_MAIN}
 		list, err = netlink.RouteListFiltered(family(prefix.Addr()), filter, netlink.RT_FILTER_DST|netlink.RT_FILTER_TABLE)
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	i := slices.IndexFunc(list, func(r netlink.Route) bool { return r.Protocol != Protocol })
-	if i < 0 {
-		return nil, nil
-	}
-	return &list[i], nil
+	return list, err
 }
 
 // DeleteRoute deletes Weft's route to a prefix. One that is gone is no error;
