@@ -74,7 +74,7 @@ func TestWithoutAPIServer(t *testing.T) {
 		return err
 	})
 	labtest.Eventually(t, 20*time.Second, "a status of the agent", func() error {
-		out, err := l.TryShell(node, l.Build+"/weft status || true")
+		out, err := l.TryShell(node, labtest.NodeWeftPath+" status || true")
 		if err == nil && !strings.Contains(out, "Kubernetes:") {
 			err = fmt.Errorf("status: %s", out)
 		}

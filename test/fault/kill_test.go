@@ -113,13 +113,14 @@ func tryAgentPID(l *labtest.Lab, node string) (string, error) {
 // waitAgent waits until the agent of a node says that all of it works.
 func waitAgent(t *testing.T, l *labtest.Lab, node string) {
 	t.Helper()
+	l.PushWeft(t, node)
 	labtest.Eventually(t, time.Minute, "agent on "+node+" serves", func() error {
 		p, err := agentPod(l, node)
 		if err == nil && !p.Ready() {
 			err = fmt.Errorf("pod %s is not ready", p.Metadata.Name)
 		}
 		if err == nil {
-			_, err = l.TryShell(node, l.Build+"/weft status")
+			_, err = l.TryShell(node, labtest.NodeWeftPath+" status")
 		}
 		return err
 	})
@@ -189,7 +190,7 @@ func traces(l *labtest.Lab, node string, ep labtest.Endpoint) error {
 		look("route", "ip -6 route show "+ep.IPv6.String())
 		look("neighbour", "ip -6 neigh show "+ep.IPv6.String())
 	}
-	weft := l.Build + "/weft "
+	weft := labtest.NodeWeftPath + " "
 	for _, list := range []string{"endpoint list", "bpf endpoint list", "bpf ipcache list", "bpf ct list"} {
 		for _, a := range []string{ep.IPv4.String(), ep.IPv6.String()} {
 			// -w: 10.0.0.1 is not 10.0.0.10; addresses end at a quote or a slash

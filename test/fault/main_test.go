@@ -41,6 +41,7 @@ func pushTool(t testing.TB, l *labtest.Lab, node string) {
 		t.Fatal(err)
 	}
 	l.Push(t, node, exe, toolPath)
+	l.PushWeft(t, node)
 }
 
 // enoughTime fails a test that go test's own limit would end in its middle:

@@ -226,10 +226,21 @@ func (l *Lab) MustWeft(t testing.TB, args ...string) string {
 	return l.Must(t, append([]string{"run", "--", filepath.Join(l.Build, "weft")}, args...)...)
 }
 
+// NodeWeftPath is Weft's CLI inside a node, once PushWeft has put it there: not
+// every folder of this machine is a node's too.
+const NodeWeftPath = "/run/weft-fault/weft"
+
+// PushWeft copies Weft's CLI into a node.
+func (l *Lab) PushWeft(t testing.TB, node string) {
+	t.Helper()
+	l.Push(t, node, filepath.Join(l.Build, "weft"), NodeWeftPath)
+}
+
 // NodeWeft runs Weft's CLI on a node, where it asks the agent's socket.
 func (l *Lab) NodeWeft(t testing.TB, node string, args ...string) string {
 	t.Helper()
-	return l.Exec(t, node, append([]string{filepath.Join(l.Build, "weft")}, args...)...)
+	l.PushWeft(t, node)
+	return l.Exec(t, node, append([]string{NodeWeftPath}, args...)...)
 }
 
 // Push copies a file of this machine into a host, unless it is there already
