@@ -114,10 +114,15 @@ func (m *EndpointMap) Delete(id uint16) error {
 	if err := m.rows.Lookup(uint32(id), &old); err != nil {
 		return fmt.Errorf("endpoint %d: map weft_ep: %w", id, err)
 	}
+	// The row goes last: while it is there, whoever was killed half-way finds it
+	// and repeats this. Nobody would look for a device that leads to no row.
+	if err := m.forgetDevice(old.Ifindex, id); err != nil {
+		return err
+	}
 	if err := put(m.rows, uint32(id), object.DatapathWeftEndpoint{}); err != nil {
 		return fmt.Errorf("endpoint %d: %w", id, err)
 	}
-	return m.forgetDevice(old.Ifindex, id)
+	return nil
 }
 
 // forgetDevice removes a device that still leads to the endpoint: by now its
