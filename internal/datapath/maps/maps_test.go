@@ -25,6 +25,11 @@ var sizes = maps.Sizes{CT: 1024, CTNew: 1024, Fragments: 64, IPCache: 4, Network
 
 func newSet(t *testing.T) *maps.Set {
 	t.Helper()
+	return newSetOf(t, sizes)
+}
+
+func newSetOf(t *testing.T, sizes maps.Sizes) *maps.Set {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: makes BPF maps")
 	}
@@ -281,6 +286,19 @@ func TestMemory(t *testing.T) {
 		if len(r.TableRow()) != len(r.TableHeader()) {
 			t.Errorf("row %v under header %v", r.TableRow(), r.TableHeader())
 		}
+	}
+}
+
+// TestDefaultMemory guards against maps that cost more than DefaultSizes says.
+func TestDefaultMemory(t *testing.T) {
+	rows, err := newSetOf(t, maps.DefaultSizes()).Memory()
+	must(t, err)
+	var sum uint64
+	for _, r := range rows {
+		sum += uint64(r.Bytes)
+	}
+	if mib := float64(sum) / (1 << 20); mib < 40 || mib > 50 {
+		t.Errorf("all maps take %.1f MiB, want about 45", mib)
 	}
 }
 
