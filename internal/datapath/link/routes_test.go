@@ -196,8 +196,12 @@ func TestDeviceSelection(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	for _, args := range [][]string{{"addr", "add", "203.0.113.1/24", "dev", "uplink0"}, {"link", "set", "uplink0", "up"}, {"link", "set", "uplink1", "up"},
-		{"route", "add", "default", "via", "203.0.113.2"}} {
+	for _, args := range [][]string{
+		{"addr", "add", "203.0.113.1/24", "dev", "uplink0"},
+		{"link", "set", "uplink0", "up"},
+		{"link", "set", "uplink1", "up"},
+		{"route", "add", "default", "via", "203.0.113.2"},
+	} {
 		if err := ip(args...); err != nil {
 			t.Fatal(err)
 		}

@@ -50,7 +50,7 @@ func watch(ctx context.Context, groups []uint, matters func(syscall.NetlinkMessa
 	for {
 		select {
 		case <-ctx.Done():
-			_ = <-failed // closing the socket ended it
+			<-failed //nolint:errcheck // closing the socket is what ended it
 			return nil
 		case err := <-failed:
 			if ctx.Err() != nil {

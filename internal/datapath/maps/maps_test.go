@@ -295,7 +295,7 @@ func TestDefaultMemory(t *testing.T) {
 	must(t, err)
 	var sum uint64
 	for _, r := range rows {
-		sum += uint64(r.Bytes)
+		sum += r.Bytes
 	}
 	if mib := float64(sum) / (1 << 20); mib < 40 || mib > 50 {
 		t.Errorf("all maps take %.1f MiB, want about 45", mib)

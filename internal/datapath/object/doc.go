@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package object holds the compiled BPF programs and the Go types of what they
-// share with the agent. All but this file is generated from bpf/ by
+// share with the agent. All files but this one come from bpf/ by
 //
 //	go generate ./internal/datapath/object
 //
 // which needs clang 19, llvm-strip 19, libbpf-dev and linux-libc-dev.
-// Generated files are committed: neither a build nor a node needs a compiler.
+// They are committed: neither a build nor a node needs a compiler.
 package object
 
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel -go-package object -output-stem datapath -type weft_config -type weft_endpoint -type weft_device -type weft_ipcache -type weft_net4_key -type weft_net6_key -type weft_ct4_key -type weft_ct6_key -type weft_ct -type weft_frag4_key -type weft_frag6_key -type weft_frag -type weft_metric -type weft_spent -type weft_event Datapath ../../../bpf/datapath.c -- -std=gnu11 -O2 -g -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-parameter -I/usr/include/x86_64-linux-gnu -I/usr/include/aarch64-linux-gnu
