@@ -31,7 +31,7 @@ static __always_inline __u32 endpoint_of_device(__u32 ifindex)
 {
 	const struct weft_device *d = bpf_map_lookup_elem(&weft_dev, &ifindex);
 
-	return d && d->kind == DEVICE_POD ? d->endpoint : 0;
+	return d ? d->endpoint : 0; /* 0 also for devices of the node */
 }
 
 /* Does the device carry from_net, so that replies will be seen before the stack sees them? */

@@ -33,7 +33,7 @@ struct ext {
  */
 static __always_inline int walk_headers(struct __sk_buff *skb, struct ext *x, __u32 limit)
 {
-	for (int i = 0; i <= EXT_HEADERS_MAX; i++) {
+	for (int i = 0; i <= EXT_HEADERS_MAX; i++) { /* once more, to see what comes behind the last */
 		__u8 h[8];
 		__u16 frag;
 
@@ -47,8 +47,6 @@ static __always_inline int walk_headers(struct __sk_buff *skb, struct ext *x, __
 		default:
 			return 0;
 		}
-		if (i == EXT_HEADERS_MAX)
-			return DROP_EXT_HEADERS;
 		if (x->off + sizeof(h) > limit || bpf_skb_load_bytes(skb, x->off, h, sizeof(h)))
 			return DROP_TRUNCATED;
 		if (x->next == IPPROTO_FRAGMENT_) {

@@ -206,6 +206,23 @@ func TestFastTurnsStack(t *testing.T) {
 		n.want(n.packet(reason.ToNet, n.eth, ask), reason.ToNet, reason.Stack, reason.CTToStack)
 		c.in(answer, reason.Stack)
 		c.out(ask, reason.Stack)
+		// Netfilter knows a translation for 120 s; so long must we know the path.
+		if row := n.ct(); row.Path != "stack" || row.Expires < 2*time.Minute {
+			t.Errorf("answered on the stack: %+v", row)
+		}
+	})
+}
+
+// TestSelf guards against the two directions of a pod's connection to itself,
+// as it comes back from a service, being taken for two connections.
+func TestSelf(t *testing.T) {
+	eachFamily(t, func(t *testing.T, n *node, fam int) {
+		a, b := ap(podA.of(fam), 4000), ap(podA.of(fam), 80)
+		n.want(n.packet(reason.ToPod, n.a, frame.NewUDP(a, b, nil), from(n.a)), reason.ToPod, reason.Stack, reason.CTNew)
+		n.want(n.packet(reason.ToPod, n.a, frame.NewUDP(b, a, nil), from(n.a)), reason.ToPod, reason.Stack)
+		if row := n.ct(); !row.Answered || row.SrcPort != 4000 {
+			t.Errorf("conntrack %+v", row)
+		}
 	})
 }
 
