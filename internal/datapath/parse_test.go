@@ -5,8 +5,11 @@ package datapath_test
 import (
 	"bytes"
 	"net/netip"
+	"runtime"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/internal/datapath/frame"
 	"github.com/weft-net/weft/internal/datapath/maps"
@@ -300,6 +303,7 @@ func TestFragmentAttacks(t *testing.T) {
 // the oldest datagrams lose.
 func TestFragmentsEvicted(t *testing.T) {
 	eachFamily(t, func(t *testing.T, n *node, fam int) {
+		onOneCPU(t) // each has its own list of the youngest entries, which only it empties
 		p := frame.NewUDP(ap(podA.of(fam), 1000), ap(podB.of(fam), 53), make([]byte, 3000))
 		parts := p.Fragments(1200)
 		for id := range 3000 { // the table of the tests holds 1024
@@ -312,5 +316,30 @@ func TestFragmentsEvicted(t *testing.T) {
 		old.ID, young.ID = 1, 3000
 		n.want(n.packet(reason.FromPod, n.a, young), reason.FromPod, reason.Peer)
 		n.want(n.packet(reason.FromPod, n.a, old), reason.FromPod, reason.FragmentUnknown)
+	})
+}
+
+// onOneCPU keeps the test on the CPU that it runs on.
+func onOneCPU(t *testing.T) {
+	t.Helper()
+	runtime.LockOSThread()
+	var all, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &all); err != nil {
+		t.Fatal(err)
+	}
+	for cpu := range len(all) * 64 {
+		if all.IsSet(cpu) {
+			one.Set(cpu)
+			break
+		}
+	}
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.SchedSetaffinity(0, &all); err != nil {
+			t.Error(err)
+		}
+		runtime.UnlockOSThread()
 	})
 }
