@@ -179,7 +179,7 @@ func (a *app) root(name string) *cobra.Command {
 	}
 	root.AddCommand(
 		a.statusCommand(), a.endpointCommand(), a.nodeCommand(), a.bpfCommand(), a.monitorCommand(),
-		a.connectivityCommand(), a.sysdumpCommand(), a.uninstallCommand(), a.holdCommand(), a.versionCommand(),
+		a.connectivityCommand(), a.sysdumpCommand(), a.uninstallCommand(), a.holdCommand(), a.sweepCommand(), a.versionCommand(),
 	)
 	return root
 }

@@ -44,6 +44,14 @@ func (a *app) holdCommand() *cobra.Command {
 	}
 }
 
+// sweepCommand ends the cleaning of a node.
+func (a *app) sweepCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "sweep-node", Short: "Remove the agent's directory and mount (runs in the helpers of uninstall)", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error { return sweepNode() },
+	}
+}
+
 // cleanNodes cleans every node. The helpers start first, so that nothing is
 // lost if they cannot; then the agents end, because a living agent would put
 // back what is taken off; then the helpers clean.
@@ -121,6 +129,7 @@ func cleanerOf(agents *appsv1.DaemonSet) *appsv1.DaemonSet {
 	pod := *agents.Spec.Template.Spec.DeepCopy()
 	yes, no, grace, root := true, false, int64(1), int64(0)
 	pod.InitContainers = nil
+	pod.HostPID = true // for sweepNode
 	pod.ServiceAccountName, pod.DeprecatedServiceAccount = "", ""
 	pod.AutomountServiceAccountToken = &no
 	pod.TerminationGracePeriodSeconds = &grace
@@ -132,17 +141,15 @@ func cleanerOf(agents *appsv1.DaemonSet) *appsv1.DaemonSet {
 		}
 		c.Command, c.Args = []string{"/usr/bin/weft", "hold"}, nil
 		c.LivenessProbe, c.ReadinessProbe, c.StartupProbe, c.Lifecycle, c.Ports = nil, nil, nil, nil, nil
-		c.SecurityContext = &corev1.SecurityContext{Privileged: &yes, RunAsUser: &root, ReadOnlyRootFilesystem: &yes}
+		c.SecurityContext = &corev1.SecurityContext{Privileged: &yes, RunAsUser: &root}
 		for m := range c.VolumeMounts {
 			if p := c.VolumeMounts[m].MountPropagation; p != nil && *p == corev1.MountPropagationHostToContainer {
 				c.VolumeMounts[m].MountPropagation, c.VolumeMounts[m].ReadOnly = &both, false
 			}
 		}
-		c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{Name: hostRun, MountPath: hostRunPath})
 		keep = append(keep, c)
 	}
 	pod.Containers = keep
-	pod.Volumes = append(pod.Volumes, corev1.Volume{Name: hostRun, VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/run"}}})
 	return &appsv1.DaemonSet{
 		TypeMeta: metav1.TypeMeta{APIVersion: "apps/v1", Kind: "DaemonSet"},
 		ObjectMeta: metav1.ObjectMeta{
@@ -155,13 +162,6 @@ func cleanerOf(agents *appsv1.DaemonSet) *appsv1.DaemonSet {
 		},
 	}
 }
-
-// The node's /run, where the agent's run directory is an entry that a pod that
-// has it mounted cannot remove.
-const (
-	hostRun     = "host-run"
-	hostRunPath = "/host/run"
-)
 
 // helpers waits until there is a helper on every node where one is due, and
 // returns them; why is set for those that do not run.
@@ -220,15 +220,14 @@ func (i *installation) clean(ctx context.Context, h *agent) error {
 	defer cancel()
 	for _, command := range [][]string{
 		{"/usr/bin/weft-agent", "uninstall-node"},
-		// Empty by now; whatever is not ours in it stays, and so does it.
-		{"/usr/bin/bash", "-c", "[ ! -d " + hostRunPath + "/weft ] || rmdir " + hostRunPath + "/weft"},
+		{"/usr/bin/weft", "sweep-node"},
 	} {
-		out := &headBuffer{limit: 64 << 10}
+		out, errOut := &headBuffer{limit: 64 << 10}, &headBuffer{limit: 64 << 10}
 		err := i.api.Exec(ctx, kube.ExecRequest{
 			Namespace: i.app.opts.namespace, Pod: h.pod, Container: agentContainer,
-			Command: command, Stdout: out, Stderr: out,
+			Command: command, Stdout: out, Stderr: errOut,
 		})
-		if msg := lastLine(out.String()); err != nil && msg != "" {
+		if msg := strings.ReplaceAll(strings.TrimSpace(errOut.String()), "\n", "; "); err != nil && msg != "" {
 			return fmt.Errorf("%w: %s", err, msg)
 		}
 		if err != nil {

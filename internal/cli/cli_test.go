@@ -266,7 +266,7 @@ func TestUninstall(t *testing.T) {
 		c.objects["/api/v1/namespaces/kube-system/secrets?labelSelector=owner%3Dhelm%2Cname%3Dweft"] = `{"items":[{"metadata":{"name":"sh.helm.release.v1.weft.v1"}}]}`
 		c.execs = func(r kube.ExecRequest) error {
 			if r.Pod == broken {
-				fmt.Fprintln(r.Stdout, "map weft_ct4: device busy")
+				fmt.Fprintln(r.Stderr, "map weft_ct4: device busy")
 				return &kube.ExitError{Code: 1}
 			}
 			return nil
@@ -281,7 +281,7 @@ func TestUninstall(t *testing.T) {
 		}
 	}
 
-	const rmdir = " /usr/bin/bash -c [ ! -d /host/run/weft ] || rmdir /host/run/weft"
+	const sweep = " /usr/bin/weft sweep-node"
 	rest := []string{
 		"DELETE " + sets + "/weft-uninstall",
 		"DELETE /api/v1/namespaces/kube-system/configmaps/cilium-config",
@@ -293,7 +293,7 @@ func TestUninstall(t *testing.T) {
 	}
 	want := []string{
 		"POST " + sets, "DELETE " + sets + "/cilium", "exec clean-1 /usr/bin/weft-agent uninstall-node",
-		"exec clean-1" + rmdir, "exec clean-2 /usr/bin/weft-agent uninstall-node",
+		"exec clean-1" + sweep, "exec clean-2 /usr/bin/weft-agent uninstall-node",
 	}
 	slices.Sort(want[2:])
 	slices.Sort(c.did[2:]) // the nodes are cleaned in parallel
@@ -308,7 +308,7 @@ func TestUninstall(t *testing.T) {
 		t.Fatalf("exit code %d: %s", r.code, r.err)
 	}
 	want = append([]string{
-		"exec clean-1" + rmdir, "exec clean-1 /usr/bin/weft-agent uninstall-node", "exec clean-2" + rmdir, "exec clean-2 /usr/bin/weft-agent uninstall-node",
+		"exec clean-1" + sweep, "exec clean-1 /usr/bin/weft-agent uninstall-node", "exec clean-2" + sweep, "exec clean-2 /usr/bin/weft-agent uninstall-node",
 	}, rest...)
 	slices.Sort(want[:4])
 	slices.Sort(c.did[:4])

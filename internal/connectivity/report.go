@@ -135,6 +135,16 @@ type line struct {
 	cells  map[Size]*tally
 }
 
+// idle says whether nothing of the line ran.
+func (l *line) idle() bool {
+	for _, t := range l.cells {
+		if t.run > 0 {
+			return false
+		}
+	}
+	return true
+}
+
 type tally struct{ passed, run, skipped int }
 
 func (t *tally) String() string {
@@ -177,6 +187,9 @@ func (r *Report) table(w io.Writer) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(tw, "PATH\tFAMILY\tPROTOCOL\t1 B\tMTU\tMTU+1\t64 KB")
 	for _, l := range lines {
+		if l.idle() {
+			continue // listed below, with the reason
+		}
 		first := l.cells[OneByte]
 		for _, s := range []Size{Handshake, Query, ""} { // paths without sizes
 			if t, ok := l.cells[s]; ok {
