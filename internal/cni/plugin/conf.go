@@ -39,8 +39,10 @@ func ParseConf(stdin []byte) (*Conf, error) {
 		return nil, &cni.Error{Code: cni.CodeDecode, Msg: fmt.Sprintf("network configuration: more than %d bytes", maxStdin)}
 	}
 	if len(strings.TrimSpace(string(stdin))) == 0 {
-		return nil, &cni.Error{Code: cni.CodeDecode, Msg: "network configuration: stdin is empty",
-			Details: "the runtime writes the configuration to it"}
+		return nil, &cni.Error{
+			Code: cni.CodeDecode, Msg: "network configuration: stdin is empty",
+			Details: "the runtime writes the configuration to it",
+		}
 	}
 	var c struct {
 		Conf
@@ -52,16 +54,20 @@ func ParseConf(stdin []byte) (*Conf, error) {
 		err = json.Unmarshal(c.Valid, &valid)
 	}
 	if err != nil {
-		return nil, &cni.Error{Code: cni.CodeDecode, Msg: fmt.Sprintf("network configuration: %v", err),
-			Details: "is /etc/cni/net.d/" + cni.ConflistName + " whole? The agent writes it anew when it is deleted"}
+		return nil, &cni.Error{
+			Code: cni.CodeDecode, Msg: fmt.Sprintf("network configuration: %v", err),
+			Details: "is /etc/cni/net.d/" + cni.ConflistName + " whole? The agent writes it anew when it is deleted",
+		}
 	}
 	if c.CNIVersion == "" {
 		c.CNIVersion = "0.1.0" // by the specification
 	}
 	switch {
 	case !slices.Contains(cni.SupportedVersions(), c.CNIVersion):
-		return nil, &cni.Error{Code: cni.CodeVersion, Msg: fmt.Sprintf("network configuration: cniVersion %q is not supported", c.CNIVersion),
-			Details: "supported are " + strings.Join(cni.SupportedVersions(), ", ")}
+		return nil, &cni.Error{
+			Code: cni.CodeVersion, Msg: fmt.Sprintf("network configuration: cniVersion %q is not supported", c.CNIVersion),
+			Details: "supported are " + strings.Join(cni.SupportedVersions(), ", "),
+		}
 	case c.Name == "":
 		return nil, &cni.Error{Code: cni.CodeConfig, Msg: "network configuration: name is missing"}
 	case c.Type != "" && c.Type != cni.PluginType:
@@ -153,8 +159,10 @@ func otherNetns(getenv func(string) string, path string) error {
 	}
 	defer own.Close()
 	if own.Equal(ns) {
-		return &cni.Error{Code: cni.CodeNetns, Msg: fmt.Sprintf("CNI_NETNS %s is the network namespace of the runtime itself", path),
-			Details: "a pod of the host's network is not attached"}
+		return &cni.Error{
+			Code: cni.CodeNetns, Msg: fmt.Sprintf("CNI_NETNS %s is the network namespace of the runtime itself", path),
+			Details: "a pod of the host's network is not attached",
+		}
 	}
 	return nil
 }
@@ -191,12 +199,14 @@ func printResult(out io.Writer, conf *Conf, prev *current.Result, req cni.Reques
 		&current.Interface{Name: r.HostIfName, Mac: r.HostMAC, Mtu: r.MTU},
 		&current.Interface{Name: req.IfName, Mac: r.MAC, Mtu: r.MTU, Sandbox: req.Netns})
 	if len(r.Gateways) != len(r.IPs) {
-		return &cni.Error{Code: cni.CodeInternal, Msg: fmt.Sprintf("the agent answered ADD with %d addresses and %d gateways", len(r.IPs), len(r.Gateways)),
-			Details: "are weft-cni and the agent of one version?"}
+		return &cni.Error{
+			Code: cni.CodeInternal, Msg: fmt.Sprintf("the agent answered ADD with %d addresses and %d gateways", len(r.IPs), len(r.Gateways)),
+			Details: "are weft-cni and the agent of one version?",
+		}
 	}
 	for i, a := range r.IPs {
 		gw := r.Gateways[i].AsSlice()
-		res.IPs = append(res.IPs, &current.IPConfig{Interface: current.Int(pod), Address: network(a, a.BitLen()), Gateway: gw})
+		res.IPs = append(res.IPs, &current.IPConfig{Interface: new(pod), Address: network(a, a.BitLen()), Gateway: gw})
 		all := netip.IPv4Unspecified()
 		if a.Is6() {
 			all = netip.IPv6Unspecified()

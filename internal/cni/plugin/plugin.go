@@ -90,11 +90,15 @@ func run(ctx context.Context, env Env, out io.Writer) error {
 	case cmd == "VERSION":
 		return printVersion(out)
 	case cmd == "":
-		return &cni.Error{Code: cni.CodeEnvironment, Msg: "CNI_COMMAND is not set",
-			Details: "weft-cni is executed by the container runtime; see https://www.cni.dev/docs/spec/"}
+		return &cni.Error{
+			Code: cni.CodeEnvironment, Msg: "CNI_COMMAND is not set",
+			Details: "weft-cni is executed by the container runtime; see https://www.cni.dev/docs/spec/",
+		}
 	case !known:
-		return &cni.Error{Code: cni.CodeEnvironment, Msg: fmt.Sprintf("CNI_COMMAND %q is unknown", cmd),
-			Details: "ADD, CHECK, DEL, GC, STATUS and VERSION are served"}
+		return &cni.Error{
+			Code: cni.CodeEnvironment, Msg: fmt.Sprintf("CNI_COMMAND %q is unknown", cmd),
+			Details: "ADD, CHECK, DEL, GC, STATUS and VERSION are served",
+		}
 	}
 	req, err := environment(cmd, env.Getenv)
 	if err != nil {
@@ -109,8 +113,10 @@ func run(ctx context.Context, env Env, out io.Writer) error {
 		return err
 	}
 	if older(conf.CNIVersion, limits[cmd].since) {
-		return &cni.Error{Code: cni.CodeVersion, Msg: fmt.Sprintf("network %s: %s is not part of CNI %s", conf.Name, cmd, conf.CNIVersion),
-			Details: "it came with " + limits[cmd].since}
+		return &cni.Error{
+			Code: cni.CodeVersion, Msg: fmt.Sprintf("network %s: %s is not part of CNI %s", conf.Name, cmd, conf.CNIVersion),
+			Details: "it came with " + limits[cmd].since,
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, limits[cmd].total)
 	defer cancel()
@@ -133,8 +139,10 @@ func run(ctx context.Context, env Env, out io.Writer) error {
 // would.
 func gc(ctx context.Context, c *client, req cni.Request, conf *Conf) error {
 	if conf.Valid == nil {
-		return &cni.Error{Code: cni.CodeConfig, Msg: fmt.Sprintf("network %s: GC without cni.dev/valid-attachments: nothing was deleted", conf.Name),
-			Details: "the runtime passes the list of attachments to keep; an empty list stands for none"}
+		return &cni.Error{
+			Code: cni.CodeConfig, Msg: fmt.Sprintf("network %s: GC without cni.dev/valid-attachments: nothing was deleted", conf.Name),
+			Details: "the runtime passes the list of attachments to keep; an empty list stands for none",
+		}
 	}
 	req.Valid = conf.Valid
 	_, err := c.ask(ctx, req)
@@ -172,8 +180,10 @@ func check(ctx context.Context, c *client, req cni.Request, conf *Conf) error {
 		return err
 	}
 	if prev == nil {
-		return &cni.Error{Code: cni.CodeConfig, Msg: fmt.Sprintf("network %s: CHECK without prevResult", conf.Name),
-			Details: "the runtime passes the result of ADD"}
+		return &cni.Error{
+			Code: cni.CodeConfig, Msg: fmt.Sprintf("network %s: CHECK without prevResult", conf.Name),
+			Details: "the runtime passes the result of ADD",
+		}
 	}
 	req.PrevIPs = previousIPs(prev, req)
 	_, err = c.ask(ctx, req)
