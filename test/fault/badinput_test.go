@@ -3,6 +3,7 @@
 package fault
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -191,9 +192,14 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("want an error that names the file and says what to do, got %s", res)
 	}
 	reach(t, l, node, ns, "old")
-	if out := l.Shell(t, node, "ip -n weft-fault-full -o link show | grep -c eth0 || true"); strings.TrimSpace(out) != "0" {
-		t.Errorf("the failed ADD left %s devices", strings.TrimSpace(out))
-	}
+	// Devices are deleted in the background.
+	labtest.Eventually(t, 10*time.Second, "no device in the namespace of the failed ADD", func() error {
+		out, err := l.TryShell(node, "ip -n weft-fault-full -o link show | grep eth0 || true")
+		if err == nil && strings.TrimSpace(out) != "" {
+			err = errors.New(out)
+		}
+		return err
+	})
 	if now := len(endpoints(t, l, node)); now != before {
 		t.Errorf("%d endpoints before the failed ADD, %d after", before, now)
 	}
@@ -210,14 +216,13 @@ func TestFullDisk(t *testing.T) {
 	waitAgent(t, l, node)
 }
 
-// Guards against a node whose pod range cannot be: its agent must say so and
-// keep the node from taking pods, and the other nodes must not be harmed.
+// Guards against a node whose pod range cannot be: its agent must name it and
+// say what would do, and must not let pods onto the node. The other nodes go on.
 func TestImpossiblePodCIDR(t *testing.T) {
 	l := labtest.Open(t)
 	nodes := l.Nodes(t, 2)
-	const name = "n9"
-	other := nodes[1].Addr(false)
-	bad := netip.PrefixFrom(other, 24).Masked() // the subnet that the nodes are on
+	enoughTime(t, 6*time.Minute)
+	const name, bad = "n9", "10.244.250.8/31" // no address is left for a pod
 	t.Cleanup(func() {
 		if _, err := l.Try("", "node", "rm", name); err != nil {
 			t.Errorf("node %s stays: %v", name, err)
@@ -225,20 +230,21 @@ func TestImpossiblePodCIDR(t *testing.T) {
 		if _, err := l.TryKubectl("delete", "node", name, "--ignore-not-found"); err != nil {
 			t.Error(err)
 		}
-		reachNode(t, l, nodes[0].Name(), other)
 	})
-	l.MustIn(t, fmt.Sprintf("apiVersion: v1\nkind: Node\nmetadata: {name: %s}\nspec: {podCIDR: %q, podCIDRs: [%q]}\n", name, bad, bad),
-		labtest.KubectlArgs("create", "-f", "-")...)
-	l.Must(t, "node", "add", name)
-	var said string
-	labtest.Eventually(t, 100*time.Second, "the agent's word on "+bad.String(), func() error {
-		p, err := agentPod(l, name)
-		if err != nil {
-			return err
-		}
-		said, err = l.TryKubectl("logs", "-n", "kube-system", p.Metadata.Name, "-c", "cilium-agent", "--tail=500")
-		if err == nil && !strings.Contains(said, bad.String()) {
-			err = fmt.Errorf("its log: %s", said)
+	createNode(t, l, name, bad, "fd00:10:244:fa::/64")
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	r, err := l.Do(ctx, nil, "node", "add", name)
+	if err == nil && r.Code != 0 {
+		err = errors.New(r.String())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	labtest.Eventually(t, 100*time.Second, "the agent's word on "+bad, func() error {
+		out, err := l.TryShell(name, l.Build+"/weft status || true")
+		if err == nil && !(strings.Contains(out, bad) && strings.Contains(out, "too small")) {
+			err = fmt.Errorf("status: %s", out)
 		}
 		return err
 	})
@@ -248,11 +254,70 @@ func TestImpossiblePodCIDR(t *testing.T) {
 		t.Errorf("node %s is ready with pod range %s", name, bad)
 	}
 	for i := range nodes {
-		reachNode(t, l, nodes[i].Name(), other)
-		out := l.Exec(t, nodes[i].Name(), "ip", "route", "show", "proto", "87")
-		if strings.Contains(out, bad.String()) {
-			t.Errorf("node %s routes to the impossible range: %s", nodes[i].Name(), out)
-		}
+		reachNode(t, l, nodes[i].Name(), nodes[(i+1)%len(nodes)].Addr(false))
+		waitAgent(t, l, nodes[i].Name())
+	}
+}
+
+func createNode(t *testing.T, l *labtest.Lab, name string, cidrs ...string) {
+	t.Helper()
+	l.MustIn(t, fmt.Sprintf("apiVersion: v1\nkind: Node\nmetadata: {name: %s}\nspec: {podCIDR: %q, podCIDRs: [\"%s\"]}\n",
+		name, cidrs[0], strings.Join(cidrs, `", "`)), labtest.KubectlArgs("create", "-f", "-")...)
+}
+
+// Guards against agents that believe a Node object whatever it claims: one that
+// says that another node's pods, the nodes themselves, the services or the whole
+// world are its own must not draw traffic to its address.
+func TestNodeThatClaimsForeignRanges(t *testing.T) {
+	l := labtest.Open(t)
+	nodes := l.Nodes(t, 2)
+	const name, ns = "n98", "weft-claims"
+	buildTraffic(t, l, nodes)
+	namespace(t, l, ns)
+	victim := &nodes[1]
+	apply(t, l, []podSpec{{Name: "victim", Namespace: ns, Label: "victim", Node: victim.Name(), Command: []string{"sleep", "3600"}}})
+	addr := nodes[0].Addr(false).As4()
+	addr[3] = 200 // on the first node's subnet, where nobody is
+	thief := netip.AddrFrom4(addr)
+	for what, cidr := range map[string]string{
+		"another node's pods":   victim.PodCIDR(false).String(),
+		"a part of them":        netip.PrefixFrom(victim.PodCIDR(false).Addr(), 26).String(),
+		"the nodes' own subnet": netip.PrefixFrom(victim.Addr(false), 24).Masked().String(),
+		"the services":          "10.96.0.0/16",
+		"loopback":              "127.0.0.0/8",
+		"the world":             "0.0.0.0/0",
+		"half of the world":     "0.0.0.0/1",
+	} {
+		t.Run(strings.ReplaceAll(what, " ", "-"), func(t *testing.T) {
+			t.Cleanup(func() {
+				if _, err := l.TryKubectl("delete", "node", name, "--ignore-not-found"); err != nil {
+					t.Error(err)
+				}
+			})
+			createNode(t, l, name, cidr)
+			l.Kubectl(t, "patch", "node", name, "--subresource=status", "--type=merge", "-p",
+				fmt.Sprintf(`{"status":{"addresses":[{"type":"InternalIP","address":%q}]}}`, thief))
+			// The agents have seen the node once they list it.
+			for i := range nodes {
+				labtest.Eventually(t, 30*time.Second, "node "+name+" in the list of "+nodes[i].Name(), func() error {
+					out, err := l.TryShell(nodes[i].Name(), l.Build+"/weft node list")
+					if err == nil && !strings.Contains(out, thief.String()) {
+						err = errors.New(out)
+					}
+					return err
+				})
+			}
+			for i := range nodes {
+				n := nodes[i].Name()
+				for _, dst := range []string{victim.PodCIDR(false).Addr().Next().Next().String(), victim.Addr(false).String(), "10.96.0.10", "172.18.0.2"} {
+					if out, err := l.TryShell(n, "ip route get "+dst); err != nil || strings.Contains(out, thief.String()) {
+						t.Errorf("node %s reaches %s by the node that claims %s: %s %v", n, dst, cidr, out, err)
+					}
+				}
+				reachNode(t, l, n, nodes[(i+1)%len(nodes)].Addr(false))
+				reach(t, l, n, ns, "victim")
+			}
+		})
 	}
 }
 
