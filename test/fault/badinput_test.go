@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -241,8 +242,12 @@ func TestImpossiblePodCIDR(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// A node that joins later does not have the image that was loaded before.
+	if r, err = l.Do(ctx, nil, "images", "load", filepath.Join(filepath.Dir(l.Build), "image", "weft.tar")); err != nil || r.Code != 0 {
+		t.Fatalf("%v: %s", err, r)
+	}
 	labtest.Eventually(t, 100*time.Second, "the agent's word on "+bad, func() error {
-		out, err := l.TryShell(name, l.Build+"/weft status || true")
+		out, err := l.TryShell(name, l.Build+"/weft status 2>&1 || true")
 		if err == nil && !(strings.Contains(out, bad) && strings.Contains(out, "too small")) {
 			err = fmt.Errorf("status: %s", out)
 		}
@@ -307,15 +312,19 @@ func TestNodeThatClaimsForeignRanges(t *testing.T) {
 					return err
 				})
 			}
+			<-time.After(2 * time.Second) // nothing announces that no route will come
 			for i := range nodes {
 				n := nodes[i].Name()
-				for _, dst := range []string{victim.PodCIDR(false).Addr().Next().Next().String(), victim.Addr(false).String(), "10.96.0.10", "172.18.0.2"} {
+				for _, dst := range []string{victim.PodCIDR(false).Addr().Next().Next().String(), victim.Addr(false).String(), "172.18.0.2", "80.1.2.3"} {
 					if out, err := l.TryShell(n, "ip route get "+dst); err != nil || strings.Contains(out, thief.String()) {
 						t.Errorf("node %s reaches %s by the node that claims %s: %s %v", n, dst, cidr, out, err)
 					}
 				}
 				reachNode(t, l, n, nodes[(i+1)%len(nodes)].Addr(false))
 				reach(t, l, n, ns, "victim")
+				if _, err := l.TryShell(n, "timeout 5 bash -c '</dev/tcp/10.96.0.1/443'"); err != nil {
+					t.Errorf("node %s does not reach the API server's service: %v", n, err)
+				}
 			}
 		})
 	}

@@ -169,3 +169,28 @@ func restart(t *testing.T, l *labtest.Lab, node, how string) {
 	})
 	waitAgent(t, l, node)
 }
+
+// Guards against a watch that sees nothing: a condition that flips and comes
+// back shows in the time of its transition, a taint by itself.
+func TestWatchSeesFlips(t *testing.T) {
+	w := &nodeWatch{last: map[string]string{}}
+	take := func(status, since, taint string) {
+		var n labtest.Node
+		text := fmt.Sprintf(`{"metadata":{"name":"n1"},"spec":{"taints":[%s]},"status":{"conditions":[
+			{"type":"Ready","status":%q,"lastTransitionTime":"2026-01-01T00:00:%sZ"}]}}`, taint, status, since)
+		if err := json.Unmarshal([]byte(text), &n); err != nil {
+			t.Fatal(err)
+		}
+		w.take(&n)
+	}
+	take("True", "01", "")
+	take("True", "01", "")
+	if len(w.flips) != 0 {
+		t.Errorf("nothing happened: %v", w.flips)
+	}
+	take("True", "09", "") // was False in between
+	take("True", "09", `{"key":"node.cilium.io/agent-not-ready","effect":"NoExecute"}`)
+	if len(w.flips) != 2 {
+		t.Errorf("two changes, seen: %v", w.flips)
+	}
+}
