@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"net"
 	"slices"
 	"testing"
 	"time"
@@ -39,19 +40,31 @@ func TestSendReportsWhenStopped(t *testing.T) {
 			t.Error(err)
 		}
 	}()
+	listening(t, "127.0.0.1:19000")
 	short, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	var rep *Report
-	var err error
-	for range 50 { // the receiver may not listen yet
-		if rep, err = send(short, "127.0.0.1", 19000, 1000, time.Minute); err == nil || short.Err() != nil {
-			break
-		}
-	}
+	rep, err := send(short, "127.0.0.1", 19000, 1000, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if rep.Sent == 0 || rep.Lost != 0 || rep.TCPResets != 0 || rep.TCPBytes == 0 {
 		t.Errorf("on loopback: %+v", rep)
+	}
+}
+
+// listening waits until somebody accepts connections at addr.
+func listening(t *testing.T, addr string) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(10 * time.Second); ; <-tick.C {
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
+			c.Close()
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
 	}
 }
