@@ -23,7 +23,9 @@ type snapshot map[string][]string
 //     anew at each boot (stable_secret, keys), or belong to a device that comes
 //     and goes with a pod's sandbox,
 //   - what belongs to containerd and kubelet: their mounts and folders, and the
-//     namespaces of sandboxes (cni-*).
+//     namespaces of sandboxes (cni-*),
+//   - /run/xtables.lock, which all users of iptables share: whoever comes first
+//     makes it, and nobody may delete it, as another may hold it.
 var sections = []struct{ name, script string }{
 	{"pins", `find /sys/fs/bpf -mindepth 1`},
 	{"tcx", toolPath + ` hooks | sed -E 's/ [0-9]+$//'`},
@@ -42,7 +44,7 @@ var sections = []struct{ name, script string }{
 	{"sysctls", `find /proc/sys/net -type f ! -name flush | sort | grep -vE '/(lxc|veth)|nf_conntrack_count|stable_secret|tcp_fastopen_key|_key$' | while read -r f; do printf '%s = ' "$f"; tr '\n' ' ' <"$f" 2>/dev/null || true; echo; done`},
 	{"configuration", `find /etc/cni -mindepth 1 -exec sh -c 'for f; do if [ -f "$f" ]; then sha256sum "$f"; else echo "$f"; fi; done' sh {} +`},
 	{"plugins", `find /opt/cni -mindepth 1 -exec sh -c 'for f; do if [ -f "$f" ]; then sha256sum "$f"; else echo "$f"; fi; done' sh {} +`},
-	{"run", `find /run -mindepth 1 -maxdepth 1; find /run/weft* -mindepth 1 2>/dev/null | grep -v '^/run/weft-fault' || true`},
+	{"run", `find /run -mindepth 1 -maxdepth 1 ! -name xtables.lock; find /run/weft* -mindepth 1 2>/dev/null | grep -v '^/run/weft-fault' || true`},
 	{"var", `find /var/lib /var/log -maxdepth 2 | grep -iE 'weft|cilium' | grep -vE '^/var/lib/weft-lab|^/var/log/(pods|containers)/' || true`},
 	{"mounts", `awk '{print $5, $4}' /proc/self/mountinfo | grep -vE '/var/lib/(kubelet|containerd)/|/run/containerd/|/run/netns/cni-'`},
 	{"modules' hooks", `cat /proc/net/netfilter/nf_log 2>/dev/null; cat /proc/net/ip_tables_names /proc/net/ip6_tables_names 2>/dev/null || true`},

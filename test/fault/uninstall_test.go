@@ -68,7 +68,12 @@ func TestUninstallLeavesNothing(t *testing.T) {
 
 	install(t, l)
 	const ns = "weft-uninstall"
-	namespace(t, l, ns)
+	// It goes with the lab: pods that are left cannot end without a network.
+	l.Kubectl(t, "create", "namespace", ns)
+	labtest.Eventually(t, 20*time.Second, "service account", func() error {
+		_, err := l.TryKubectl("get", "serviceaccount", "default", "-n", ns)
+		return err
+	})
 	buildTraffic(t, l, nodes)
 	var pods []podSpec
 	for i := range nodes {
