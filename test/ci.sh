@@ -34,6 +34,11 @@ finish() {
 }
 trap finish EXIT
 
+if [ "$what" = full ]; then
+	export WEFT_RESTARTS=50 E2E_TIMEOUT=90m
+else
+	export WEFT_BREAKS_EVERY=3
+fi
 test/step.sh "Debian packages" make deps
 test/step.sh "build" make build
 nice -n 5 build/bin/weft-lab build >build/log/kubernetes.log 2>&1 &

@@ -5,6 +5,7 @@
 # test/fault, and the lab taken away again. What is needed to understand a
 # failure lands in build/e2e. Arguments go to go test (-run NAME, for example).
 #
+# How much is done: WEFT_KILL_ROUNDS, WEFT_RESTARTS, WEFT_BREAKS_EVERY, E2E_TIMEOUT.
 # WEFT_LAB=NAME uses a lab that runs, with Weft in it, and leaves it running.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -47,4 +48,4 @@ fi
 
 go build -o build/bin/traffic ./test/traffic
 WEFT_LAB=$lab build/tools/gotestsum --format testname --hide-summary skipped --jsonfile build/test/e2e.json -- \
-	-count=1 -p 1 -parallel 1 -timeout 30m ./test/e2e/... ./test/fault/... "$@"
+	-count=1 -p 1 -parallel 1 -timeout "${E2E_TIMEOUT:-40m}" ./test/e2e/... ./test/fault/... "$@"
