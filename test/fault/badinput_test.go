@@ -68,13 +68,7 @@ func TestWithoutAPIServer(t *testing.T) {
 	l.Kubectl(t, "delete", "pod", "goes", "-n", ld.ns, "--wait=false")
 	start := stopAPI(t, l)
 	l.Shell(t, node, "kill -KILL "+old)
-	labtest.Eventually(t, 40*time.Second, "another agent on "+node+" without the API server", func() error {
-		now, err := tryAgentPID(l, node)
-		if err == nil && now == old {
-			err = errors.New("the old one still runs")
-		}
-		return err
-	})
+	waitOtherPID(t, l, node, old)
 	labtest.Eventually(t, 20*time.Second, "a status of the agent", func() error {
 		out, err := l.TryShell(node, labtest.NodeWeftPath+" status || true")
 		if err == nil && !strings.Contains(out, "Kubernetes:") {
@@ -91,6 +85,7 @@ func TestWithoutAPIServer(t *testing.T) {
 	if res := a.cni(t, l, "DEL", conf); res.exit != 0 {
 		t.Errorf("DEL without the API server: %s", res)
 	}
+	<-time.After(10 * time.Second) // the pods go on talking meanwhile
 	start()
 	if err := labtest.Retry(60*time.Second, func() error { return traces(l, node, ep) }); err != nil {
 		t.Errorf("the pod that was deleted left: %v", err)
@@ -111,20 +106,24 @@ func TestCorruptedStateFile(t *testing.T) {
 	node := nodes[0].Name()
 	const ns = "weft-corrupt"
 	buildTraffic(t, l, nodes)
+	namespace(t, l, ns)
+	sleeper := func(name string) []podSpec {
+		return []podSpec{{Name: name, Namespace: ns, Label: "corrupt", Node: node, Command: []string{"sleep", "3600"}}}
+	}
+	apply(t, l, sleeper("old"))
 	for name, content := range map[string]string{
 		"garbage":   `\000\001\002 not a state`,
-		"half":      `{"endpoints":[{"id":1,"gen`,
+		"half":      `{"version":1,"endpoints":[{"id":1,"gen`,
 		"empty":     ``,
 		"no-object": `42`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			namespace(t, l, ns)
-			apply(t, l, []podSpec{{Name: "old", Namespace: ns, Label: "corrupt", Node: node, Command: []string{"sleep", "3600"}}})
 			before := addresses(endpoints(t, l, node))
-			start := stopAgents(t, l, nodes)
-			l.Shell(t, node, "printf '"+content+"' >/run/weft/endpoints.json")
+			pid := agentPID(t, l, node)
+			// It stands still first, so that it does not mend the file by itself.
+			l.Shell(t, node, "kill -STOP "+pid+" && printf '"+content+"' >/run/weft/endpoints.json && kill -KILL "+pid)
 			reach(t, l, node, ns, "old")
-			start()
+			waitNewAgent(t, l, node, pid)
 			reach(t, l, node, ns, "old")
 			after := addresses(endpoints(t, l, node))
 			for a, who := range before {
@@ -132,20 +131,23 @@ func TestCorruptedStateFile(t *testing.T) {
 					t.Errorf("%s belonged to %s, and now to %q", a, who, after[a])
 				}
 			}
-			apply(t, l, []podSpec{{Name: "new", Namespace: ns, Label: "corrupt", Node: node, Command: []string{"sleep", "3600"}}})
-			reach(t, l, node, ns, "new")
-			for a, who := range addresses(endpoints(t, l, node)) {
-				if was := before[a]; was != "" && was != who {
-					t.Errorf("%s belongs to %s and was given to %s", a, was, who)
-				}
-			}
 			p, err := agentPod(l, node)
 			if err != nil {
 				t.Fatal(err)
 			}
 			logs := l.Kubectl(t, "logs", "-n", "kube-system", p.Metadata.Name, "-c", "cilium-agent")
-			if name != "empty" && !strings.Contains(logs, "endpoints.json") {
+			if !strings.Contains(logs, "endpoints.json") {
 				t.Error("the agent's log does not name the state file")
+			}
+			apply(t, l, sleeper("new-"+name))
+			reach(t, l, node, ns, "new-"+name)
+			for a, who := range addresses(endpoints(t, l, node)) {
+				if was := before[a]; was != "" && was != who {
+					t.Errorf("%s belongs to %s and was given to %s", a, was, who)
+				}
+			}
+			if err := restartAgentPod(l, node); err != nil { // so that the next end is the first of its pod
+				t.Fatal(err)
 			}
 		})
 	}
@@ -246,8 +248,9 @@ func TestImpossiblePodCIDR(t *testing.T) {
 	if r, err = l.Do(ctx, nil, "images", "load", filepath.Join(filepath.Dir(l.Build), "image", "weft.tar")); err != nil || r.Code != 0 {
 		t.Fatalf("%v: %s", err, r)
 	}
+	l.PushWeft(t, name)
 	labtest.Eventually(t, 100*time.Second, "the agent's word on "+bad, func() error {
-		out, err := l.TryShell(name, l.Build+"/weft status 2>&1 || true")
+		out, err := l.TryShell(name, labtest.NodeWeftPath+" status 2>&1 || true")
 		if err == nil && !(strings.Contains(out, bad) && strings.Contains(out, "too small")) {
 			err = fmt.Errorf("status: %s", out)
 		}
@@ -279,6 +282,9 @@ func TestNodeThatClaimsForeignRanges(t *testing.T) {
 	const name, ns = "n98", "weft-claims"
 	buildTraffic(t, l, nodes)
 	namespace(t, l, ns)
+	for i := range nodes {
+		l.PushWeft(t, nodes[i].Name())
+	}
 	victim := &nodes[1]
 	apply(t, l, []podSpec{{Name: "victim", Namespace: ns, Label: "victim", Node: victim.Name(), Command: []string{"sleep", "3600"}}})
 	addr := nodes[0].Addr(false).As4()
@@ -305,7 +311,7 @@ func TestNodeThatClaimsForeignRanges(t *testing.T) {
 			// The agents have seen the node once they list it.
 			for i := range nodes {
 				labtest.Eventually(t, 30*time.Second, "node "+name+" in the list of "+nodes[i].Name(), func() error {
-					out, err := l.TryShell(nodes[i].Name(), l.Build+"/weft node list")
+					out, err := l.TryShell(nodes[i].Name(), labtest.NodeWeftPath+" node list")
 					if err == nil && !strings.Contains(out, thief.String()) {
 						err = errors.New(out)
 					}

@@ -58,6 +58,30 @@ func TestKilledAgentsLoseNothing(t *testing.T) {
 	}
 }
 
+// Guards against a load that does not see loss, with which the test above would
+// pass on any network: for a moment pods' packets between two nodes are dropped.
+func TestLoadSeesLoss(t *testing.T) {
+	l := labtest.Open(t)
+	nodes := l.Nodes(t, 2)
+	b := &breaker{&fixture{lab: l, nodes: nodes}}
+	ld := startLoad(t, l, "weft-loss", nodes[:2], 1000, 2*time.Minute)
+	from, to := nodes[0].Name(), nodes[1].Name()
+	net := nodes[1].PodCIDR(false).Addr().As4()
+	t.Cleanup(func() { _, _ = l.TryShell(from, toolPath+" undrop test") })
+	inNode(t, l, from, "drop", "test", b.device(t, from), "egress", "0x0800",
+		fmt.Sprintf("30=%d", net[0]), fmt.Sprintf("31=%d", net[1]), fmt.Sprintf("32=%d", net[2]))
+	l.Shell(t, from, toolPath+" undrop test")
+	ld.stop(t)
+	if why := ld.void(); why != "" {
+		t.Skipf("this run says nothing: %s", why)
+	}
+	for _, s := range ld.streams {
+		if hit := !s.host && !s.v6 && s.from == from && s.to == to; hit != (s.report.Lost > 0) {
+			t.Errorf("%s: %d datagrams lost", s, s.report.Lost)
+		}
+	}
+}
+
 // killRounds ends all agents at once and waits until all serve again, so many
 // times. Kubelet starts a container at once only the first time that it ends;
 // deleting the pod after each kill gives the next one a fresh count, and is
@@ -111,6 +135,25 @@ func agentPID(t *testing.T, l *labtest.Lab, node string) string {
 func tryAgentPID(l *labtest.Lab, node string) (string, error) {
 	out, err := l.TryShell(node, toolPath+" agent-pid")
 	return strings.TrimSpace(out), err
+}
+
+// waitOtherPID waits for an agent that is another process than old.
+func waitOtherPID(t *testing.T, l *labtest.Lab, node, old string) {
+	t.Helper()
+	labtest.Eventually(t, time.Minute, "another agent on "+node, func() error {
+		now, err := tryAgentPID(l, node)
+		if err == nil && now == old {
+			err = errors.New("the old one still runs")
+		}
+		return err
+	})
+}
+
+// waitNewAgent waits for an agent that is another process than old, and serves.
+func waitNewAgent(t *testing.T, l *labtest.Lab, node, old string) {
+	t.Helper()
+	waitOtherPID(t, l, node, old)
+	waitAgent(t, l, node)
 }
 
 // waitAgent waits until the agent of a node says that all of it works.
@@ -232,6 +275,15 @@ func TestPodsDeletedWithoutAgentAreCleanedUp(t *testing.T) {
 		}
 		if _, ok := eps[nodes[i].Name()]; !ok {
 			t.Fatalf("no endpoint of pod gone-%s", nodes[i].Name())
+		}
+	}
+
+	for node, ep := range eps {
+		err := traces(l, node, ep)
+		for _, what := range []string{"link:", "route:", "neighbour:", "\nendpoint list:", "bpf endpoint list:", "bpf ipcache list:", "state file:"} {
+			if err == nil || !strings.Contains("\n"+err.Error(), what) {
+				t.Fatalf("node %s: no trace %q of a pod that lives: %v", node, what, err)
+			}
 		}
 	}
 

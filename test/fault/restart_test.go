@@ -160,14 +160,7 @@ func restart(t *testing.T, l *labtest.Lab, node, how string) {
 	}
 	old := agentPID(t, l, node)
 	l.Shell(t, node, "kill -"+strings.TrimPrefix(how, "SIG")+" "+old)
-	labtest.Eventually(t, time.Minute, "another agent on "+node, func() error {
-		now, err := tryAgentPID(l, node)
-		if err == nil && now == old {
-			err = errors.New("the old one still runs")
-		}
-		return err
-	})
-	waitAgent(t, l, node)
+	waitNewAgent(t, l, node, old)
 }
 
 // Guards against a watch that sees nothing: a condition that flips and comes
