@@ -287,6 +287,8 @@ func TestNodeThatClaimsForeignRanges(t *testing.T) {
 	}
 	victim := &nodes[1]
 	apply(t, l, []podSpec{{Name: "victim", Namespace: ns, Label: "victim", Node: victim.Name(), Command: []string{"sleep", "3600"}}})
+	var pod labtest.Pod
+	l.Get(t, &pod, "pod", "victim", "-n", ns)
 	addr := nodes[0].Addr(false).As4()
 	addr[3] = 200 // on the first node's subnet, where nobody is
 	thief := netip.AddrFrom4(addr)
@@ -321,7 +323,7 @@ func TestNodeThatClaimsForeignRanges(t *testing.T) {
 			<-time.After(2 * time.Second) // nothing announces that no route will come
 			for i := range nodes {
 				n := nodes[i].Name()
-				for _, dst := range []string{victim.PodCIDR(false).Addr().Next().Next().String(), victim.Addr(false).String(), "172.18.0.2", "80.1.2.3"} {
+				for _, dst := range []string{pod.Addr(false).String(), victim.Addr(false).String(), "172.18.0.2", "80.1.2.3"} {
 					if out, err := l.TryShell(n, "ip route get "+dst); err != nil || strings.Contains(out, thief.String()) {
 						t.Errorf("node %s reaches %s by the node that claims %s: %s %v", n, dst, cidr, out, err)
 					}

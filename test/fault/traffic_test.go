@@ -5,6 +5,7 @@ package fault
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os/exec"
@@ -222,11 +223,21 @@ func (ld *load) stop(t *testing.T) {
 			return err
 		})
 		logs := ld.lab.Kubectl(t, "logs", s.name, "-n", ld.ns)
-		first, _, _ := strings.Cut(logs, "\n")
-		if err := json.Unmarshal([]byte(first), &s.report); err != nil {
+		if err := readReport(logs, &s.report); err != nil {
 			t.Fatalf("%s: %v: %s", s, err, logs)
 		}
 	}
+}
+
+// readReport finds the report among a sender's logs: kubelet keeps no order
+// between the error that a sender ends with and what it printed before.
+func readReport(logs string, to *trafficReport) error {
+	for line := range strings.Lines(logs) {
+		if strings.HasPrefix(line, "{") {
+			return json.Unmarshal([]byte(line), to)
+		}
+	}
+	return errors.New("no report")
 }
 
 // void says why the run proves nothing: the network under the pods, or the
