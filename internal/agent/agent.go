@@ -132,6 +132,9 @@ func newAgent(ctx context.Context, opts Options) (*Agent, error) {
 	if a.cfg, err = config.Load(opts.Paths.Config); err != nil {
 		return nil, err
 	}
+	if a.cfg.IPAM != config.IPAMKubernetes {
+		return nil, fmt.Errorf("setting ipam: %s is not yet supported by the agent: set ipam.mode=kubernetes", a.cfg.IPAM)
+	}
 	if a.cfg.Debug && opts.Level != nil {
 		opts.Level.Set(slog.LevelDebug)
 	}

@@ -37,11 +37,11 @@ func (c *Config) check() []error {
 		bad("routing-mode", "%q is unknown: native is supported", c.RoutingMode)
 	}
 	switch c.IPAM {
-	case "kubernetes":
-	case "cluster-pool", "multi-pool", "crd", "eni", "azure", "alibabacloud", "delegated-plugin":
-		bad("ipam", "%s is not yet supported: set ipam.mode=kubernetes and let kube-controller-manager allocate node ranges (--allocate-node-cidrs)", c.IPAM)
+	case IPAMKubernetes, IPAMClusterPool:
+	case "multi-pool", "crd", "eni", "azure", "alibabacloud", "delegated-plugin":
+		bad("ipam", "%s is not yet supported: set ipam.mode=cluster-pool, or ipam.mode=kubernetes and let kube-controller-manager allocate node ranges (--allocate-node-cidrs)", c.IPAM)
 	default:
-		bad("ipam", "%q is unknown: kubernetes is supported", c.IPAM)
+		bad("ipam", "%q is unknown: kubernetes and cluster-pool are supported", c.IPAM)
 	}
 	if c.KubeProxyReplacement {
 		bad("kube-proxy-replacement", "true is not yet supported: leave kube-proxy running and set kubeProxyReplacement=false")
@@ -59,7 +59,7 @@ func (c *Config) check() []error {
 	if !filepath.IsAbs(c.CgroupRoot) {
 		bad("cgroup-root", "%q is not an absolute path", c.CgroupRoot)
 	}
-	return append(errs, c.checkNetwork()...)
+	return append(append(errs, c.checkPool()...), c.checkNetwork()...)
 }
 
 func (c *Config) checkNetwork() []error {

@@ -13,8 +13,9 @@ type Config struct {
 	EnableIPv6           bool         `key:"enable-ipv6"`
 	RoutingMode          string       `key:"routing-mode"` // native
 	AutoDirectNodeRoutes bool         `key:"auto-direct-node-routes"`
-	IPAM                 string       `key:"ipam"` // kubernetes
-	MTU                  int          `key:"mtu"`  // 0: from the devices
+	IPAM                 string       `key:"ipam"` // kubernetes or cluster-pool
+	Pool                 ClusterPool  // of mode cluster-pool
+	MTU                  int          `key:"mtu"` // 0: from the devices
 	EnableEndpointRoutes bool         `key:"enable-endpoint-routes"`
 	KubeProxyReplacement bool         `key:"kube-proxy-replacement"` // must be false for now
 	Devices              []string     `key:"devices"`                // globs; empty: found by address and default route

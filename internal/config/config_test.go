@@ -6,8 +6,10 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -55,7 +57,17 @@ func TestRefusals(t *testing.T) {
 		{"tofqdns-proxy-response-max-delay", "1", "setting tofqdns-proxy-response-max-delay: unknown: remove it"},
 		{"routing-mode", "tunnel", "setting routing-mode: tunnel is not yet supported: set routingMode=native"},
 		{"routing-mode", "", `setting routing-mode: "" is unknown`},
-		{"ipam", "cluster-pool", "setting ipam: cluster-pool is not yet supported"},
+		{"ipam", "multi-pool", "setting ipam: multi-pool is not yet supported"},
+		{"cluster-pool-ipv4-cidr", "10.0.0.0/8 10.1.0.0/16", "10.0.0.0/8 and 10.1.0.0/16 overlap"},
+		{"cluster-pool-ipv4-cidr", "10.0.0.0/26", "setting cluster-pool-ipv4-mask-size: /24 is longer"},
+		{"cluster-pool-ipv4-cidr", "fd00::/48", "fd00::/48 is not an IPv4 range"},
+		{"cluster-pool-ipv4-cidr", "::ffff:10.0.0.0/104", "is not an IPv4 range"},
+		{"cluster-pool-ipv6-cidr", "10.0.0.0/8", "10.0.0.0/8 is not an IPv6 range"},
+		{"cluster-pool-ipv4-mask-size", "31", "write 1 to 30"},
+		{"cluster-pool-ipv6-mask-size", "0", "write 1 to 126"},
+		{"cluster-pool-acknowledged-overlaps", "10.0.0.1/8", "write 10.0.0.0/8"},
+		{"cluster-pool-quarantine", "10", `"10" is not a duration such as 10m`},
+		{"cluster-pool-quarantine", "-1s", "is outside 0 to 24h0m0s"},
 		{"kube-proxy-replacement", "true", "setting kube-proxy-replacement: true is not yet supported: leave kube-proxy running"},
 		{"kube-proxy-replacement", "strict", `"strict" is neither true nor false`},
 		{"enable-endpoint-routes", "false", "setting enable-endpoint-routes: false is not supported"},
@@ -79,6 +91,29 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("got %v, want it to contain %q", err, tc.want)
 			}
 		})
+	}
+}
+
+// Guards against a pool that is read otherwise than it is written: lists with
+// commas or spaces, and a family that is off.
+func TestClusterPool(t *testing.T) {
+	cfg, err := config.Parse(map[string]string{
+		"ipam": "cluster-pool", "enable-ipv6": "true", "cluster-pool-ipv4-cidr": "10.10.0.0/16,10.12.0.0/16",
+		"cluster-pool-ipv6-cidr": "fd00:10::/104\n", "cluster-pool-acknowledged-overlaps": "10.0.0.0/8", "cluster-pool-quarantine": "90s",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pfx := netip.MustParsePrefix
+	if want := []netip.Prefix{pfx("10.10.0.0/16"), pfx("10.12.0.0/16"), pfx("fd00:10::/104")}; !slices.Equal(cfg.Pool.CIDRs(), want) {
+		t.Errorf("pool %v, want %v", cfg.Pool.CIDRs(), want)
+	}
+	if cfg.Pool.IPv4MaskSize != 24 || cfg.Pool.IPv6MaskSize != 120 || cfg.Pool.Quarantine != 90*time.Second || len(cfg.Pool.Acknowledged) != 1 {
+		t.Errorf("got %+v", cfg.Pool)
+	}
+	_, err = config.Parse(map[string]string{"ipam": "cluster-pool", "cluster-pool-ipv6-cidr": "fd00:10::/104"})
+	if err == nil || !strings.Contains(err.Error(), "fd00:10::/104 is set but its family is off") {
+		t.Errorf("got %v", err)
 	}
 }
 

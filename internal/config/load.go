@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // maxValue bounds a value in bytes. A ConfigMap holds at most 1 MiB in all; no
@@ -24,7 +25,8 @@ func Default() *Config {
 		EnableIPv4:           true,
 		EnableIPv6:           false,
 		RoutingMode:          "native",
-		IPAM:                 "kubernetes",
+		IPAM:                 IPAMKubernetes,
+		Pool:                 ClusterPool{IPv4MaskSize: 24, IPv6MaskSize: 120, Quarantine: 10 * time.Minute},
 		EnableEndpointRoutes: true,
 		CgroupRoot:           "/run/cilium/cgroupv2",
 		MonitorAggregation:   "medium",
@@ -113,6 +115,8 @@ func (c *Config) Values() map[string]string {
 		switch v := f.Interface().(type) {
 		case []string:
 			out[key] = strings.Join(v, " ")
+		case []netip.Prefix:
+			out[key] = strings.Trim(fmt.Sprint(v), "[]")
 		case netip.Prefix:
 			if v.IsValid() {
 				out[key] = v.String()
@@ -126,13 +130,22 @@ func (c *Config) Values() map[string]string {
 	return out
 }
 
+// fieldsOf returns the settings by key, those of groups among them.
 func fieldsOf(c *Config) map[string]reflect.Value {
-	v := reflect.ValueOf(c).Elem()
-	out := make(map[string]reflect.Value, v.NumField())
-	for i := range v.NumField() {
-		out[v.Type().Field(i).Tag.Get("key")] = v.Field(i)
-	}
+	out := map[string]reflect.Value{}
+	collect(reflect.ValueOf(c).Elem(), out)
 	return out
+}
+
+func collect(v reflect.Value, out map[string]reflect.Value) {
+	for i := range v.NumField() {
+		key, tagged := v.Type().Field(i).Tag.Lookup("key")
+		if tagged {
+			out[key] = v.Field(i)
+		} else {
+			collect(v.Field(i), out) // a group
+		}
+	}
 }
 
 func set(f reflect.Value, s string) error {
@@ -153,24 +166,53 @@ func set(f reflect.Value, s string) error {
 		}
 		f.SetInt(int64(n))
 	case []string:
-		f.Set(reflect.ValueOf(strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' || r == '\n' || r == '\t' })))
+		f.Set(reflect.ValueOf(words(s)))
 	case netip.Prefix:
 		if s == "" {
 			f.Set(reflect.ValueOf(netip.Prefix{}))
 			return nil
 		}
-		p, err := netip.ParsePrefix(s)
+		p, err := parsePrefix(s)
 		if err != nil {
-			return fmt.Errorf("%q is not a range such as 10.0.0.0/8 or fd00::/8", s)
-		}
-		if p != p.Masked() {
-			return fmt.Errorf("%q has bits set beyond its length: write %s", s, p.Masked())
+			return err
 		}
 		f.Set(reflect.ValueOf(p))
+	case []netip.Prefix:
+		var list []netip.Prefix
+		for _, w := range words(s) {
+			p, err := parsePrefix(w)
+			if err != nil {
+				return err
+			}
+			list = append(list, p)
+		}
+		f.Set(reflect.ValueOf(list))
+	case time.Duration:
+		d, err := time.ParseDuration(s)
+		if err != nil {
+			return fmt.Errorf("%q is not a duration such as 10m or 90s", s)
+		}
+		f.SetInt(int64(d))
 	default:
 		f.SetString(s)
 	}
 	return nil
+}
+
+// words splits a list at commas and white space.
+func words(s string) []string {
+	return strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' || r == '\n' || r == '\t' })
+}
+
+func parsePrefix(s string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		return p, fmt.Errorf("%q is not a range such as 10.0.0.0/8 or fd00::/8", s)
+	}
+	if p != p.Masked() {
+		return p, fmt.Errorf("%q has bits set beyond its length: write %s", s, p.Masked())
+	}
+	return p, nil
 }
 
 func unknown(key string, fields map[string]reflect.Value) error {
