@@ -135,6 +135,7 @@ func TestEachHonouredKeyHasAnEffect(t *testing.T) {
 		"image.repository":              `"example.org/weft"`,
 		"image.tag":                     `"v9"`,
 		"imagePullSecrets":              `[{"name":"s"}]`,
+		"ipam.mode":                     `"cluster-pool"`,
 		"ipv4.enabled":                  "false",
 		"ipv6.enabled":                  "true",
 		"k8sServiceHost":                `"10.0.0.1"`,
@@ -152,6 +153,13 @@ func TestEachHonouredKeyHasAnEffect(t *testing.T) {
 		"terminationGracePeriodSeconds": "9",
 		"tolerations":                   `[{"key":"a"}]`,
 		"updateStrategy":                `{"type":"OnDelete"}`,
+
+		"ipam.operator.acknowledgedOverlaps":       `["10.0.0.0/8"]`,
+		"ipam.operator.clusterPoolIPv4MaskSize":    "25",
+		"ipam.operator.clusterPoolIPv4PodCIDRList": `["10.10.0.0/16"]`,
+		"ipam.operator.clusterPoolIPv6MaskSize":    "112",
+		"ipam.operator.clusterPoolIPv6PodCIDRList": `["fd00:10::/104"]`,
+		"ipam.operator.quarantine":                 `"1h"`,
 	}
 	// What a key needs beside it to have an effect.
 	beside := map[string][]string{

@@ -106,12 +106,13 @@ func (a *app) images() *cobra.Command {
 func (a *app) up() *cobra.Command {
 	o := plan.Defaults()
 	u := lab.UpOptions{Out: a.out}
+	var nodeCIDRs bool
 	c := &cobra.Command{
 		Use:   "up",
 		Short: "Bring a lab up",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			o.Name = a.name
+			o.Name, o.NoNodeCIDRs = a.name, !nodeCIDRs
 			return lab.Up(cmd.Context(), o, u)
 		},
 	}
@@ -122,6 +123,7 @@ func (a *app) up() *cobra.Command {
 	f.IntVar(&o.MTU, "mtu", o.MTU, "MTU of every link")
 	f.StringVar(&o.CNI, "cni", o.CNI, "network: ptp (stand-in), weft (left empty for the chart) or none")
 	f.StringVar(&o.Proxy, "kube-proxy", o.Proxy, "kube-proxy mode: iptables, nftables or none")
+	f.BoolVar(&nodeCIDRs, "node-cidrs", true, "have kube-controller-manager give each node pod ranges; without, nothing routes pods either")
 	f.BoolVar(&o.RoutePods, "route-pods", o.RoutePods, "routes to pod ranges in the router and the nodes")
 	f.BoolVar(&o.DNS, "dns", o.DNS, "install CoreDNS")
 	f.StringArrayVar(&o.Taints, "taint", nil, "taint KEY[=VALUE]:EFFECT that nodes register with (repeatable)")

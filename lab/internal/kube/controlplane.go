@@ -135,7 +135,14 @@ func (c *Cluster) apiServer() host.Program {
 
 func (c *Cluster) controllerManager() host.Program {
 	f, kc := c.PKI.File, c.Kubeconfig("controller-manager")
-	return host.Program{Name: "kube-controller-manager", Env: environ("GOMEMLIMIT=384MiB"), Argv: []string{
+	ranges := []string{
+		"--allocate-node-cidrs=true", "--cluster-cidr=" + podCIDRs,
+		fmt.Sprintf("--node-cidr-mask-size-ipv4=%d", plan.NodeMask4), fmt.Sprintf("--node-cidr-mask-size-ipv6=%d", plan.NodeMask6),
+	}
+	if c.Options.NoNodeCIDRs {
+		ranges = []string{"--allocate-node-cidrs=false"}
+	}
+	return host.Program{Name: "kube-controller-manager", Env: environ("GOMEMLIMIT=384MiB"), Argv: append([]string{
 		c.Cache.Bin("kubernetes", "kube-controller-manager"),
 		"--kubeconfig=" + kc, "--authentication-kubeconfig=" + kc, "--authorization-kubeconfig=" + kc,
 		"--root-ca-file=" + f("ca.crt"), "--client-ca-file=" + f("ca.crt"),
@@ -143,9 +150,8 @@ func (c *Cluster) controllerManager() host.Program {
 		"--requestheader-client-ca-file=" + f(pki.FrontCA+".crt"),
 		"--service-account-private-key-file=" + f("sa.key"), "--use-service-account-credentials=true",
 		"--controllers=*,bootstrapsigner,tokencleaner", "--leader-elect=false", "--bind-address=127.0.0.1",
-		"--allocate-node-cidrs=true", "--cluster-cidr=" + podCIDRs, "--service-cluster-ip-range=" + serviceCIDRs,
-		fmt.Sprintf("--node-cidr-mask-size-ipv4=%d", plan.NodeMask4), fmt.Sprintf("--node-cidr-mask-size-ipv6=%d", plan.NodeMask6),
-	}}
+		"--service-cluster-ip-range=" + serviceCIDRs,
+	}, ranges...)}
 }
 
 func (c *Cluster) scheduler() host.Program {

@@ -137,7 +137,7 @@ func (l *Lab) joinNodes(ctx context.Context, nodes []plan.Host) error {
 			if !ok {
 				return false, "kubelet has not registered it" + l.trouble(n.Name)
 			}
-			return len(k.Spec.PodCIDRs) == 2, fmt.Sprintf("registered with pod ranges %v, want one of each family", k.Spec.PodCIDRs)
+			return len(k.Spec.PodCIDRs) == 2 || l.rec.Options.NoNodeCIDRs, fmt.Sprintf("registered with pod ranges %v, want one of each family", k.Spec.PodCIDRs)
 		})
 		if err != nil {
 			return err
@@ -271,7 +271,7 @@ func podRoutes(o plan.Options, nodes []plan.Host, ranges map[string][]netip.Pref
 		routes[where] = append(routes[where], wire.Route{Dst: dst, Via: via})
 	}
 	for _, n := range nodes {
-		if o.RoutePods {
+		if o.RoutePods && !o.NoNodeCIDRs {
 			for _, r := range ranges[n.Name] {
 				add(router, r, n.Addr4(), n.Addr6())
 			}

@@ -59,6 +59,9 @@ type Options struct {
 	RoutePods bool     `json:"routePods"` // routes to the pod ranges in the router and, as one covering route, in the nodes
 	DNS       bool     `json:"dns"`       // CoreDNS
 	Taints    []string `json:"taints"`    // KEY[=VALUE]:EFFECT that nodes register with
+	// NoNodeCIDRs: the controller manager gives nodes no pod ranges; the network
+	// must have its own idea of them, and nothing routes them.
+	NoNodeCIDRs bool `json:"noNodeCIDRs,omitempty"`
 }
 
 // Defaults are the options of `weft-lab up` without flags.
@@ -136,6 +139,9 @@ func (o Options) Validate() error {
 	}
 	if err := oneOf("kube-proxy mode", o.Proxy, ProxyIptables, ProxyNftables, ProxyNone); err != nil {
 		return err
+	}
+	if o.NoNodeCIDRs && o.CNI == CNIPtp {
+		return fmt.Errorf("cni %s: the stand-in network needs the nodes' pod ranges: leave --node-cidrs on, or choose %s or %s", o.CNI, CNIWeft, CNINone)
 	}
 	for _, t := range o.Taints {
 		if _, err := ParseTaint(t); err != nil {

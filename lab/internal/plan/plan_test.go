@@ -111,6 +111,7 @@ func TestImpossibleOptionsAreRefusedByName(t *testing.T) {
 		"mtu":             func(o *Options) { o.MTU = 576 },
 		"cni":             func(o *Options) { o.CNI = "calico" },
 		"kube-proxy":      func(o *Options) { o.Proxy = "ipvs" },
+		"cni ptp":         func(o *Options) { o.NoNodeCIDRs = true },
 		"taint":           func(o *Options) { o.Taints = []string{"a=b"} },
 	} {
 		o := Defaults()

@@ -29,8 +29,8 @@ annotations:
 {{- end -}}
 
 {{/* "a b c" or a list, as the agent reads it: separated by spaces. */}}
-{{- define "weft.devices" -}}
-{{- if kindIs "slice" .Values.devices -}}{{ .Values.devices | join " " }}{{- else -}}{{ .Values.devices }}{{- end -}}
+{{- define "weft.words" -}}
+{{- if kindIs "slice" . -}}{{ . | join " " }}{{- else -}}{{ . }}{{- end -}}
 {{- end -}}
 
 {{/*
@@ -54,10 +54,18 @@ enable-ipv6: {{ .Values.ipv6.enabled | quote }}
 routing-mode: {{ .Values.routingMode | quote }}
 auto-direct-node-routes: {{ .Values.autoDirectNodeRoutes | quote }}
 ipam: {{ .Values.ipam.mode | quote }}
+{{- with .Values.ipam.operator }}
+cluster-pool-ipv4-cidr: {{ include "weft.words" .clusterPoolIPv4PodCIDRList | quote }}
+cluster-pool-ipv4-mask-size: {{ .clusterPoolIPv4MaskSize | int | quote }}
+cluster-pool-ipv6-cidr: {{ include "weft.words" .clusterPoolIPv6PodCIDRList | quote }}
+cluster-pool-ipv6-mask-size: {{ .clusterPoolIPv6MaskSize | int | quote }}
+cluster-pool-acknowledged-overlaps: {{ include "weft.words" .acknowledgedOverlaps | quote }}
+cluster-pool-quarantine: {{ .quarantine | quote }}
+{{- end }}
 mtu: {{ .Values.MTU | int | quote }}
 enable-endpoint-routes: {{ .Values.endpointRoutes.enabled | quote }}
 kube-proxy-replacement: {{ .Values.kubeProxyReplacement | quote }}
-devices: {{ include "weft.devices" . | quote }}
+devices: {{ include "weft.words" .Values.devices | quote }}
 cgroup-root: {{ .Values.cgroup.hostRoot | quote }}
 debug: {{ .Values.debug.enabled | quote }}
 monitor-aggregation: {{ .Values.bpf.monitorAggregation | quote }}
