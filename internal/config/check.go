@@ -20,14 +20,32 @@ const (
 	maxMTU  = 65535
 )
 
+func (c *Config) checkFamilies() []error {
+	if c.EnableIPv4 || c.EnableIPv6 {
+		return nil
+	}
+	return []error{errors.New("setting enable-ipv4: both families are off: set enable-ipv4 or enable-ipv6 to true")}
+}
+
+func (c *Config) checkIPAM() []error {
+	bad := func(format string, args ...any) []error {
+		return []error{fmt.Errorf("setting ipam: "+format, args...)}
+	}
+	switch c.IPAM {
+	case IPAMKubernetes, IPAMClusterPool:
+	case "multi-pool", "crd", "eni", "azure", "alibabacloud", "delegated-plugin":
+		return bad("%s is not yet supported: set ipam.mode=cluster-pool, or ipam.mode=kubernetes and let kube-controller-manager allocate node ranges (--allocate-node-cidrs)", c.IPAM)
+	default:
+		return bad("%q is unknown: kubernetes and cluster-pool are supported", c.IPAM)
+	}
+	return nil
+}
+
 // check returns one error for each value that Weft cannot work with.
 func (c *Config) check() []error {
-	var errs []error
+	errs := append(c.checkFamilies(), c.checkIPAM()...)
 	bad := func(key, format string, args ...any) {
 		errs = append(errs, fmt.Errorf("setting "+key+": "+format, args...))
-	}
-	if !c.EnableIPv4 && !c.EnableIPv6 {
-		bad("enable-ipv4", "both families are off: set enable-ipv4 or enable-ipv6 to true")
 	}
 	switch c.RoutingMode {
 	case "native":
@@ -35,13 +53,6 @@ func (c *Config) check() []error {
 		bad("routing-mode", "tunnel is not yet supported: set routingMode=native, with autoDirectNodeRoutes=true where the nodes share a subnet")
 	default:
 		bad("routing-mode", "%q is unknown: native is supported", c.RoutingMode)
-	}
-	switch c.IPAM {
-	case IPAMKubernetes, IPAMClusterPool:
-	case "multi-pool", "crd", "eni", "azure", "alibabacloud", "delegated-plugin":
-		bad("ipam", "%s is not yet supported: set ipam.mode=cluster-pool, or ipam.mode=kubernetes and let kube-controller-manager allocate node ranges (--allocate-node-cidrs)", c.IPAM)
-	default:
-		bad("ipam", "%q is unknown: kubernetes and cluster-pool are supported", c.IPAM)
 	}
 	if c.KubeProxyReplacement {
 		bad("kube-proxy-replacement", "true is not yet supported: leave kube-proxy running and set kubeProxyReplacement=false")

@@ -156,3 +156,35 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// Guards against the operator's settings stopping the agents and the other way
+// round, and against a key that neither of them knows.
+func TestOperatorReadsItsOwnKeys(t *testing.T) {
+	o, err := config.ParseOperator(map[string]string{
+		"mtu": "nonsense", "routing-mode": "tunnel", "operator-prometheus-port": "0", "ipam": "cluster-pool",
+		"cluster-pool-ipv4-cidr": "10.10.0.0/16", "nodes-gc-interval": "2m0s",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.Service.NodesGC != 2*time.Minute || o.Service.PrometheusPort != 0 || len(o.Pool.IPv4CIDRs) != 1 || o.Service.HealthPort != 9234 {
+		t.Errorf("got %+v", o)
+	}
+	if _, err := config.Parse(map[string]string{"operator-prometheus-port": "nonsense"}); err != nil {
+		t.Errorf("the agent: %v", err)
+	}
+	for _, tc := range []struct{ key, value, want string }{
+		{"operator-healthport", "1", "did you mean operator-health-port?"},
+		{"operator-health-port", "0", "0 is not a port"},
+		{"operator-prometheus-port", "9234", "taken by operator-health-port"},
+		{"nodes-gc-interval", "48h", "is outside 0 to 24h0m0s"},
+		{"cluster-pool-ipv4-mask-size", "31", "write 1 to 30"},
+		{"ipam", "eni", "eni is not yet supported"},
+		{"enable-ipv4", "false", "both families are off"},
+		{"k8s-api-server", "x", "write https://HOST:PORT"},
+	} {
+		if _, err := config.ParseOperator(map[string]string{tc.key: tc.value}); err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s=%s: got %v, want it to contain %q", tc.key, tc.value, err, tc.want)
+		}
+	}
+}

@@ -5,6 +5,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -39,6 +40,15 @@ func Default() *Config {
 // ConfigMap, and returns the checked settings. All problems are reported at
 // once, each naming its key.
 func Load(dir string) (*Config, error) {
+	values, err := read(dir)
+	if err != nil {
+		return nil, err
+	}
+	return Parse(values)
+}
+
+// read returns what a mounted ConfigMap holds, by key.
+func read(dir string) (map[string]string, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("settings %s: %w: mount the ConfigMap cilium-config there or name another directory with --config-dir", dir, err)
@@ -66,13 +76,22 @@ func Load(dir string) (*Config, error) {
 		}
 		values[e.Name()] = string(b)
 	}
-	return Parse(values)
+	return values, nil
 }
 
-// Parse applies values, by key, to the defaults and checks the outcome.
+// Parse applies values, by key, to the defaults and checks the outcome. Keys
+// that are the operator's alone are not looked at.
 func Parse(values map[string]string) (*Config, error) {
 	cfg := Default()
-	fields := fieldsOf(cfg)
+	if err := apply(values, fieldsOf(cfg), fieldsOf(&Operator{}), cfg.check); err != nil {
+		return nil, err
+	}
+	return cfg, nil
+}
+
+// apply sets fields from values and has the outcome checked. The keys of others
+// are known but not ours: what stands there is their reader's business.
+func apply(values map[string]string, fields, others map[string]reflect.Value, check func() []error) error {
 	var errs []error
 	keys := make([]string, 0, len(values))
 	for k := range values {
@@ -81,8 +100,11 @@ func Parse(values map[string]string) (*Config, error) {
 	slices.Sort(keys)
 	for _, key := range keys {
 		f, ok := fields[key]
+		if _, theirs := others[key]; !ok && theirs {
+			continue
+		}
 		if !ok {
-			errs = append(errs, unknown(key, fields))
+			errs = append(errs, unknown(key, merged(fields, others)))
 			continue
 		}
 		if err := set(f, strings.TrimSpace(values[key])); err != nil {
@@ -90,22 +112,14 @@ func Parse(values map[string]string) (*Config, error) {
 		}
 	}
 	if len(errs) == 0 {
-		errs = cfg.check()
+		errs = check()
 	}
-	if len(errs) > 0 {
-		return nil, errors.Join(errs...)
-	}
-	return cfg, nil
+	return errors.Join(errs...)
 }
 
 // Keys returns the keys that Parse takes, sorted.
 func Keys() []string {
-	var keys []string
-	for k := range fieldsOf(&Config{}) {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
+	return sortedKeys(fieldsOf(&Config{}))
 }
 
 // Values returns the settings as Parse takes them, by key.
@@ -130,10 +144,17 @@ func (c *Config) Values() map[string]string {
 	return out
 }
 
-// fieldsOf returns the settings by key, those of groups among them.
-func fieldsOf(c *Config) map[string]reflect.Value {
+// fieldsOf returns the settings by key, those of groups among them. It takes a
+// pointer to Config or Operator.
+func fieldsOf(c any) map[string]reflect.Value {
 	out := map[string]reflect.Value{}
 	collect(reflect.ValueOf(c).Elem(), out)
+	return out
+}
+
+func merged(a, b map[string]reflect.Value) map[string]reflect.Value {
+	out := maps.Clone(a)
+	maps.Copy(out, b)
 	return out
 }
 
