@@ -48,7 +48,7 @@ lab: ## Only weft-lab
 generate: $(TOOLS)/controller-gen ## BPF objects, deep copies, custom resource definitions
 	go generate ./internal/...
 	controller-gen object:headerFile=tools/boilerplate.txt \
-		crd paths=./api/cilium.io/v2 output:crd:dir=install/helm/weft/crds
+		crd paths=./api/... output:crd:dir=install/helm/weft/crds
 
 .PHONY: image
 image: build ## Container image as build/image/weft.tar

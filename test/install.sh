@@ -16,12 +16,13 @@ server=$("${in_lab[@]}" kubectl config view --minify -o 'jsonpath={.clusters[0].
 hostport=${server#https://}
 
 build/bin/weft-lab --name "$lab" images load build/image/weft.tar
-# Helm installs definitions once and never changes them; what is Weft's may follow the chart.
+# Helm installs definitions with the first release only and never changes them;
+# what is new or Weft's may follow the chart.
 for crd in "$chart"/crds/*.yaml; do
-	name=$(basename "$crd" .yaml)
-	name=${name#cilium.io_}.cilium.io
-	owner=$("${in_lab[@]}" kubectl get crd "$name" --ignore-not-found -o 'jsonpath={.metadata.labels.app\.kubernetes\.io/part-of}')
-	[ "$owner" != weft ] || "${in_lab[@]}" kubectl apply --server-side --force-conflicts -f "$crd"
+	name=$(basename "$crd" .yaml) # group_plural
+	name=${name#*_}.${name%%_*}
+	owner=$("${in_lab[@]}" kubectl get crd "$name" --ignore-not-found -o 'jsonpath={.metadata.name} {.metadata.labels.app\.kubernetes\.io/part-of}')
+	[ -n "$owner" ] && [ "${owner#* }" != weft ] || "${in_lab[@]}" kubectl apply --server-side --force-conflicts -f "$crd"
 done
 was=$("${in_lab[@]}" kubectl -n kube-system get ds cilium --ignore-not-found -o 'jsonpath={.metadata.generation}')
 "${in_lab[@]}" build/tools/helm upgrade --install weft "$chart" --namespace kube-system \
