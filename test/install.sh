@@ -22,7 +22,7 @@ for crd in "$chart"/crds/*.yaml; do
 	name=$(basename "$crd" .yaml) # group_plural
 	name=${name#*_}.${name%%_*}
 	owner=$("${in_lab[@]}" kubectl get crd "$name" --ignore-not-found -o 'jsonpath={.metadata.name} {.metadata.labels.app\.kubernetes\.io/part-of}')
-	[ -n "$owner" ] && [ "${owner#* }" != weft ] || "${in_lab[@]}" kubectl apply --server-side --force-conflicts -f "$crd"
+	[[ $owner && ${owner#* } != weft ]] || "${in_lab[@]}" kubectl apply --server-side --force-conflicts -f "$crd"
 done
 was=$("${in_lab[@]}" kubectl -n kube-system get ds cilium --ignore-not-found -o 'jsonpath={.metadata.generation}')
 "${in_lab[@]}" build/tools/helm upgrade --install weft "$chart" --namespace kube-system \

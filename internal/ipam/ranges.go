@@ -100,6 +100,11 @@ func impossible(p netip.Prefix, fam Families) string {
 	if capacity(p) == 0 {
 		return fmt.Sprintf("is too small: network, health and broadcast addresses leave none for pods; use a /%d or larger", smallest(a))
 	}
+	return Forbidden(p)
+}
+
+// Forbidden says why p cannot be a range of pods on any network, "" if it can.
+func Forbidden(p netip.Prefix) string {
 	for _, n := range never {
 		if n.prefix.Overlaps(p) {
 			return fmt.Sprintf("overlaps %s, which is %s and never a pod's", n.prefix, n.what)
