@@ -8,6 +8,7 @@ const volatile bool enable_ipv6 = true;
 const volatile __u32 fib_flags = 0; /* BPF_FIB_LOOKUP_SKIP_NEIGH where the kernel has it */
 
 #include "lib/arp.h"
+#include "lib/encap.h"
 #include "lib/endpoint.h"
 #include "lib/packet.h"
 #include "lib/report.h"
@@ -21,5 +22,6 @@ const volatile __u32 fib_flags = 0; /* BPF_FIB_LOOKUP_SKIP_NEIGH where the kerne
 
 #include "pod.c"
 #include "host.c"
+#include "overlay.c"
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -41,6 +41,8 @@ static __always_inline int F(from_net_new)(struct __sk_buff *skb, struct F(judge
 
 	if (kind == KIND_LOCAL_POD || kind == KIND_HOST)
 		return DROP_SOURCE_SPOOFED;
+	if (kind == KIND_REMOTE_POD && (cfg->tunnel_flags & TUNNEL_STRICT) && F(by_tunnel)(cfg, who))
+		return DROP_TUNNEL_BYPASSED;
 	row = endpoint(dst->endpoint);
 	if (!row)
 		return DROP_NO_ENDPOINT;
@@ -178,5 +180,7 @@ static __noinline int F(to_net_ip)(struct __sk_buff *skb)
 
 	if (!F(parse)(skb, &j.k) && cfg)
 		code = F(judge_to_net)(skb, &j, cfg, &r);
+	if (code == VERDICT_STACK && j.k.p.len)
+		code = F(to_node)(skb, &j.k, &r);
 	return F(finish)(skb, &j.k, &r, HOOK_TO_NET, code);
 }

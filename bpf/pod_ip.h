@@ -51,7 +51,8 @@ static __always_inline int F(from_pod_new)(struct __sk_buff *skb, struct F(judge
 {
 	const struct weft_ipcache *who = F(who)(&j->k.daddr);
 	__u8 kind = who ? who->kind : KIND_UNKNOWN;
-	bool pod = kind == KIND_LOCAL_POD || kind == KIND_REMOTE_POD;
+	bool tunnel = F(by_tunnel)(cfg, who); /* also of nodes: the network between may not know pods */
+	bool pod = kind == KIND_LOCAL_POD || kind == KIND_REMOTE_POD || tunnel;
 	const struct weft_endpoint *row;
 	bool stack;
 
@@ -69,7 +70,7 @@ static __always_inline int F(from_pod_new)(struct __sk_buff *skb, struct F(judge
 		j->s.to.generation = row->generation;
 	}
 	/* In mid-stream only the stack is right for both: see docs/datapath.md. */
-	stack = !pod || !may_open_fast(&j->k.p) || (!j->s.to.endpoint && !F(leaves_by_net)(skb, &j->k));
+	stack = !pod || !may_open_fast(&j->k.p) || (!j->s.to.endpoint && !tunnel && !F(leaves_by_net)(skb, &j->k));
 	r->is_new = true;
 	F(ct_new)(&j->f, &j->k, &j->s, HOOK_FROM_POD, stack);
 	return stack ? VERDICT_STACK : F(forward)(skb, j, r);

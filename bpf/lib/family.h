@@ -36,3 +36,4 @@
 #endif
 #include "../pod_ip.h"
 #include "../host_ip.h"
+#include "../overlay_ip.h"

@@ -100,6 +100,66 @@ __noinline int F(leaves_by_net)(struct __sk_buff *skb, const struct F(pkt) *k)
 	return is_net_device(fib.ifindex);
 }
 
+/* Is it reached by the overlay? Both arguments may be 0. */
+static __always_inline bool F(by_tunnel)(const struct weft_config *cfg, const struct weft_ipcache *who)
+{
+	return cfg && cfg->tunnel_ifindex && who && (who->flags & IPC_TUNNEL);
+}
+
+/* Type of service of a packet, as the outer header is to carry it; the kernel adds ECN (RFC 6040). */
+static __always_inline __u8 F(dscp)(const struct F(pkt) *k)
+{
+#if FAMILY == 4
+	return k->flow & 0xfc;
+#else
+	return (bpf_ntohl(k->flow) >> 20) & 0xfc;
+#endif
+}
+
+/* Sends a packet to the node that holds its destination. What comes out of the stack has lost its hop there. */
+static __always_inline int F(encapsulate)(struct __sk_buff *skb, const struct F(pkt) *k,
+					  const struct weft_config *cfg, const struct weft_ipcache *who,
+					  struct report *r, bool hop)
+{
+	if (wire_len(skb, &k->p) > cfg->tunnel_mtu)
+		return F(too_big)(k, cfg->tunnel_mtu, r);
+	if (hop && F(decrement_ttl)(skb, k))
+		return DROP_REDIRECT_FAILED;
+	if (set_tunnel(skb, cfg, &who->tunnel, r->src_identity, F(dscp)(k)))
+		return DROP_REDIRECT_FAILED;
+	skb->mark = MARK_FAST;
+	r->out_ifindex = cfg->tunnel_ifindex;
+	if (bpf_redirect(cfg->tunnel_ifindex, 0) != TC_ACT_REDIRECT)
+		return DROP_REDIRECT_FAILED;
+	return VERDICT_TUNNEL;
+}
+
+/*
+ * A pod's packet that the stack sends to another node, translated or in
+ * mid-stream: by the overlay too, as the answer comes by it, and as the network
+ * between need not know pods' addresses. What does not fit keeps the stack's way.
+ */
+__noinline int F(to_node)(struct __sk_buff *skb, const struct F(pkt) *k, struct report *r)
+{
+	const struct weft_config *cfg = config();
+	const struct weft_ipcache *src, *dst;
+	const struct weft_endpoint *row;
+
+	if (!k || !r || !cfg || !cfg->tunnel_ifindex || wire_len(skb, &k->p) > cfg->tunnel_mtu)
+		return VERDICT_STACK;
+	dst = F(who_exactly)(&k->daddr);
+	if (!F(by_tunnel)(cfg, dst) || dst->kind != KIND_NODE)
+		return VERDICT_STACK;
+	src = F(who_exactly)(&k->saddr);
+	if (!src || src->kind != KIND_LOCAL_POD)
+		return VERDICT_STACK;
+	row = endpoint(src->endpoint);
+	if (!row)
+		return VERDICT_STACK;
+	r->src_identity = row->identity;
+	return F(encapsulate)(skb, k, cfg, dst, r, false);
+}
+
 /*
  * Sends a packet to its next hop. The routing table decides (interface, gateway,
  * MTU); bpf_redirect_neigh resolves the neighbour and keeps its entry alive,
@@ -107,14 +167,21 @@ __noinline int F(leaves_by_net)(struct __sk_buff *skb, const struct F(pkt) *k)
  */
 __noinline int F(send)(struct __sk_buff *skb, const struct F(pkt) *k, struct report *r)
 {
+	const struct weft_config *cfg = config();
 	struct bpf_fib_lookup fib = {};
 	struct bpf_redir_neigh nh = {};
+	const struct weft_ipcache *who;
 	long rc;
 
-	if (!k || !r)
+	if (!k || !r || !cfg)
 		return DROP_REDIRECT_FAILED;
 	if (k->p.ttl <= 1)
 		return VERDICT_STACK;
+	if (cfg->tunnel_ifindex) {
+		who = F(who)(&k->daddr);
+		if (F(by_tunnel)(cfg, who))
+			return F(encapsulate)(skb, k, cfg, who, r, true);
+	}
 	rc = F(route)(skb, k, &fib, wire_len(skb, &k->p));
 	if (rc == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return F(too_big)(k, fib.mtu_result, r);

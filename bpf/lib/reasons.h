@@ -13,7 +13,9 @@ enum weft_hook {
 	HOOK_TO_POD = 1,
 	HOOK_FROM_NET = 2,
 	HOOK_TO_NET = 3,
-	HOOK_MAX = 4,
+	HOOK_FROM_OVERLAY = 4,
+	HOOK_TO_OVERLAY = 5,
+	HOOK_MAX = 6,
 };
 
 #define CODES_PER_HOOK 256
@@ -27,6 +29,8 @@ enum weft_code {
 	VERDICT_NEIGH = 3,  /* sent to the next hop */
 	VERDICT_ANSWER = 4, /* answered in place: ARP, neighbour solicitation */
 	VERDICT_MARKED = 5, /* carries the mark of the fast path */
+	VERDICT_TUNNEL = 6, /* sent to another node by the overlay */
+	VERDICT_IGNORED = 7, /* multicast of this node's own stack, which the overlay does not carry */
 
 	/* notes */
 	NOTE_EVENT_LOST = 64,	    /* no record: rate limit or full ring */
@@ -60,6 +64,11 @@ enum weft_code {
 	DROP_TOO_BIG = 146,	       /* larger than the next link; the sender was told */
 	DROP_REDIRECT_FAILED = 147,    /* the kernel refused to change or redirect the packet */
 	DROP_PORTS_IN_USE = 148,       /* opens, translated, what a fast connection has */
+	DROP_TUNNEL_NODE = 149,	       /* from_overlay: the outer source is no node of the cluster */
+	DROP_TUNNEL_SOURCE = 150,      /* from_overlay: the inner source is not of the node that sent it */
+	DROP_TUNNEL_ENDPOINT = 151,    /* to_overlay: no node is known for the destination */
+	DROP_TUNNEL_FOREIGN = 152,     /* to_overlay: the source is not of this node */
+	DROP_TUNNEL_BYPASSED = 153,    /* from_net: a pod's address that ought to come by the overlay */
 };
 
 #endif

@@ -71,6 +71,7 @@ static __always_inline int action(__u32 code)
 	case VERDICT_PEER:
 	case VERDICT_NEIGH:
 	case VERDICT_ANSWER:
+	case VERDICT_TUNNEL:
 		return TC_ACT_REDIRECT;
 	case VERDICT_STACK:
 	case VERDICT_MARKED:

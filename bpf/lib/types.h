@@ -30,6 +30,10 @@ enum weft_kind {
 #define IDENTITY_UNKNOWN 0
 #define IDENTITY_HOST 1
 #define IDENTITY_WORLD 2
+#define IDENTITY_HEALTH 4
+#define IDENTITY_INIT 5
+#define IDENTITY_REMOTE_NODE 6
+#define IDENTITY_FIRST 256 /* lower ones are reserved */
 
 /*
  * Skb marks. The upper half names us, so that 0x4000 and 0x8000 (kube-proxy)
@@ -64,7 +68,15 @@ struct weft_config {
 	__u32 node_v4;	     /* source of the ICMP errors that we build; 0: none */
 	__u32 spare;
 	struct v6addr node_v6;
+	struct v6addr tunnel_local; /* this node as the overlay's nodes know it; IPv4 mapped into IPv6 */
+	__u32 tunnel_ifindex;	    /* of the tunnel device; 0: nothing is sent by the overlay */
+	__u32 tunnel_mtu;	    /* of that device: bytes of the inner packet */
+	__u32 tunnel_flags;	    /* TUNNEL_* */
+	__u32 tunnel_spare;
 };
+
+/* Pods of nodes that take part in the overlay are believed only if they come by it. */
+#define TUNNEL_STRICT (1U << 0)
 
 enum weft_trace {
 	TRACE_NONE = 0,
@@ -103,8 +115,11 @@ struct weft_ipcache {
 	__u32 identity;
 	__u16 endpoint; /* of local pods */
 	__u8 kind;	/* enum weft_kind */
-	__u8 flags;
+	__u8 flags;	/* IPC_* */
+	struct v6addr tunnel; /* of other nodes and their pods: the node in the overlay; all zero: none */
 };
+
+#define IPC_TUNNEL (1U << 0) /* reached by the overlay; else only believed when it comes by it */
 
 struct weft_net4_key {
 	__u32 prefixlen;

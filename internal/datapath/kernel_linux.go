@@ -32,7 +32,7 @@ func probe(root string) (features, error) {
 	}
 	for _, h := range []asm.BuiltinFunc{
 		asm.FnRedirectPeer, asm.FnRedirectNeigh, asm.FnFibLookup, asm.FnKtimeGetCoarseNs, asm.FnRingbufReserve,
-		asm.FnSkbChangeTail, asm.FnSkbAdjustRoom, asm.FnCsumDiff,
+		asm.FnSkbChangeTail, asm.FnSkbAdjustRoom, asm.FnCsumDiff, asm.FnSkbSetTunnelKey, asm.FnSkbGetTunnelKey,
 	} {
 		if err := ebpffeatures.HaveProgramHelper(ebpf.SchedCLS, h); err != nil {
 			return features{}, missing(fmt.Sprintf("BPF helper %s", h), err)

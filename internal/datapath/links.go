@@ -19,12 +19,15 @@ import (
 var (
 	podHooks = []reason.Hook{reason.FromPod, reason.ToPod}
 	netHooks = []reason.Hook{reason.FromNet, reason.ToNet}
+
+	overlayHooks = []reason.Hook{reason.FromOverlay, reason.ToOverlay}
 )
 
 // attachType is where the program of a hook sits: packets that come from a pod
-// or the net enter the node through the device's ingress.
+// the net or the overlay enter the node through the device's ingress.
 func attachType(h reason.Hook) ebpf.AttachType {
-	if h == reason.FromPod || h == reason.FromNet {
+	switch h {
+	case reason.FromPod, reason.FromNet, reason.FromOverlay:
 		return ebpf.AttachTCXIngress
 	}
 	return ebpf.AttachTCXEgress
@@ -102,7 +105,7 @@ func (d *Datapath) SyncDevices(devs []Device) error {
 	var errs []error
 	for _, dev := range devs {
 		keep[dev.Name] = true
-		if err := d.attachDevice(dev); err != nil {
+		if err := d.attachDevice(dev, netHooks); err != nil {
 			errs = append(errs, fmt.Errorf("device %s: %w", dev.Name, err))
 			continue
 		}
@@ -119,40 +122,72 @@ func (d *Datapath) SyncDevices(devs []Device) error {
 	}
 	for _, name := range names {
 		if !keep[name] {
-			errs = append(errs, d.detachDevice(name))
+			errs = append(errs, d.detachDevice(name, netHooks))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (d *Datapath) attachDevice(dev Device) error {
+// SyncOverlay puts from_overlay and to_overlay onto this device and no other, or
+// with nil onto none. The device should come up only afterwards: what it takes in
+// without them nobody judges.
+func (d *Datapath) SyncOverlay(dev *Device) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	unlock, err := lockRoot(d.root)
+	if err != nil {
+		return fmt.Errorf("tunnel device: %w", err)
+	}
+	defer unlock()
+	var errs []error
+	if dev != nil {
+		if err := d.attachDevice(*dev, overlayHooks); err != nil {
+			errs = append(errs, fmt.Errorf("tunnel device %s: %w", dev.Name, err))
+		}
+	}
+	names, err := d.pinnedDevices(overlayHooks)
+	errs = append(errs, err)
+	for name, w := range d.wanted {
+		if w.hooks[0] == overlayHooks[0] {
+			names = append(names, name)
+		}
+	}
+	for _, name := range names {
+		if dev == nil || name != dev.Name {
+			errs = append(errs, d.detachDevice(name, overlayHooks))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (d *Datapath) attachDevice(dev Device, hooks []reason.Hook) error {
 	if dev.Name == "" || strings.ContainsAny(dev.Name, "/.") {
 		return fmt.Errorf("name %q cannot name a pin: rename the device without dots and slashes", dev.Name)
 	}
 	if err := checkEthernet(dev.Index); err != nil {
 		return err
 	}
-	d.wanted[dev.Name] = wantedDevice{dev.Index, netHooks, d.features.tcx}
+	d.wanted[dev.Name] = wantedDevice{dev.Index, hooks, d.features.tcx}
 	if !d.features.tcx {
-		return d.attachFilters(dev.Index, netHooks)
+		return d.attachFilters(dev.Index, hooks)
 	}
-	for _, h := range netHooks {
+	for _, h := range hooks {
 		if err := d.attach(dev.Name, dev.Index, h); err != nil {
 			return fmt.Errorf("%s: %w", h, err)
 		}
 	}
-	return removeFilters(dev.Index, netHooks) // of a time when the kernel had no tcx
+	return removeFilters(dev.Index, hooks) // of a time when the kernel had no tcx
 }
 
-func (d *Datapath) detachDevice(name string) error {
+func (d *Datapath) detachDevice(name string, hooks []reason.Hook) error {
 	w, known := d.wanted[name]
 	delete(d.wanted, name)
 	var errs []error
-	for _, h := range netHooks {
+	for _, h := range hooks {
 		errs = append(errs, removeLink(filepath.Join(d.root, linksDir, linkName(name, h))))
 	}
 	if known && !w.tcx {
-		errs = append(errs, removeFilters(w.index, netHooks))
+		errs = append(errs, removeFilters(w.index, hooks))
 	}
 	return errors.Join(errs...)
 }

@@ -72,21 +72,24 @@ func openMap(o Options, spec *ebpf.MapSpec) (m *ebpf.Map, created bool, err erro
 	if err != nil {
 		return nil, false, err
 	}
-	if old != nil && old.Type() == spec.Type && old.KeySize() == spec.KeySize && old.ValueSize() == spec.ValueSize {
+	// Values only ever grow, by fields whose zero means what it was without them.
+	if old != nil && old.Type() == spec.Type && old.KeySize() == spec.KeySize && old.ValueSize() <= spec.ValueSize {
 		n, lost := carryOver(old, m)
 		o.Log.Info("carried entries over", "map", spec.Name, "entries", n, "lost", lost)
 	}
 	return m, true, nil
 }
 
-// carryOver copies entries into a map of another capacity, as far as they fit.
+// carryOver copies entries into a map of another capacity or with longer values,
+// as far as they fit.
 func carryOver(old, m *ebpf.Map) (copied, lost int) {
 	if old.Type() == ebpf.RingBuf || old.Type() == ebpf.PerCPUArray {
 		return 0, 0
 	}
 	var k, v []byte
 	for it := old.Iterate(); it.Next(&k, &v); {
-		if err := m.Put(k, v); err != nil {
+		grown := append(v, make([]byte, m.ValueSize()-old.ValueSize())...)
+		if err := m.Put(k, grown); err != nil {
 			lost++
 			continue
 		}

@@ -50,3 +50,20 @@ func port(v uint16) uint16 {
 	binary.NativeEndian.PutUint16(b[:], v)
 	return binary.BigEndian.Uint16(b[:])
 }
+
+// mapped returns an address of either family in one field, IPv4 as ::ffff:a.b.c.d;
+// an invalid one as zeros.
+func mapped(a netip.Addr) object.DatapathV6addr {
+	if !a.IsValid() {
+		return object.DatapathV6addr{}
+	}
+	return raw6(netip.AddrFrom16(a.As16()))
+}
+
+func unmapped(w object.DatapathV6addr) netip.Addr {
+	a := addr6(w).Unmap()
+	if a.Is6() && a.IsUnspecified() {
+		return netip.Addr{}
+	}
+	return a
+}

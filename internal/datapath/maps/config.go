@@ -31,7 +31,22 @@ type Config struct {
 	NodeIPv4  netip.Addr `json:"nodeIPv4"`  // source of those; invalid: the gateway's address
 	NodeIPv6  netip.Addr `json:"nodeIPv6"`
 	Timeouts  Timeouts   `json:"timeouts"`
+	Overlay   Overlay    `json:"overlay"`
 }
+
+// Overlay is this node's part in the overlay network. IfIndex 0: none, nothing
+// is sent by it.
+type Overlay struct {
+	IfIndex int        `json:"ifIndex"` // of the tunnel device
+	MTU     int        `json:"mtu"`     // of that device: bytes of the inner packet
+	Local   netip.Addr `json:"local"`   // this node's address in the underlay, source of outer headers
+	// Strict: pods of nodes that take part are not believed when they come by the
+	// network instead.
+	Strict bool `json:"strict"`
+}
+
+// flagStrict is TUNNEL_STRICT of bpf/lib/types.h.
+const flagStrict = 1 << 0
 
 // Timeouts are how long conntrack entries live without a packet. They are
 // rounded to ticks of 2^30 ns.
@@ -97,6 +112,12 @@ func (c *ConfigMap) Set(cfg Config) error {
 		Fragment:      ticks(t.Fragment, dt.Fragment),
 		NodeV4:        raw4(cfg.NodeIPv4),
 		NodeV6:        raw6(cfg.NodeIPv6),
+		TunnelLocal:   mapped(cfg.Overlay.Local),
+		TunnelIfindex: uint32(cfg.Overlay.IfIndex),
+		TunnelMtu:     uint32(cfg.Overlay.MTU),
+	}
+	if cfg.Overlay.Strict {
+		row.TunnelFlags |= flagStrict
 	}
 	return put(c.m, uint32(0), row)
 }
@@ -115,6 +136,10 @@ func (c *ConfigMap) Get() (Config, error) {
 			Established: d(row.Established), SYN: d(row.Syn), Closing: d(row.Closing), Answered: d(row.Answered),
 			AnsweredStack: d(row.AnsweredStack), Unanswered: d(row.Unanswered), Fragment: d(row.Fragment),
 		},
+	}
+	cfg.Overlay = Overlay{
+		IfIndex: int(row.TunnelIfindex), MTU: int(row.TunnelMtu), Local: unmapped(row.TunnelLocal),
+		Strict: row.TunnelFlags&flagStrict != 0,
 	}
 	if row.NodeV4 != 0 {
 		cfg.NodeIPv4 = addr4(row.NodeV4)

@@ -20,10 +20,20 @@ type IPCacheRow struct {
 	Identity   table.Identity `json:"identity"`
 	Kind       table.HostKind `json:"kind"`
 	EndpointID uint16         `json:"endpointID,omitempty"` // of local pods
+	// Tunnel is the node in the overlay, of nodes and their pods: what comes by
+	// the overlay from this prefix is believed of that node alone. Invalid: none.
+	Tunnel netip.Addr `json:"tunnel,omitzero"`
+	// ByTunnel: packets to it go by the overlay, where this node takes part.
+	ByTunnel bool `json:"byTunnel,omitempty"`
 }
 
+// flagByTunnel is IPC_TUNNEL of bpf/lib/types.h.
+const flagByTunnel = 1 << 0
+
 // TableHeader names the columns of TableRow.
-func (IPCacheRow) TableHeader() []string { return []string{"PREFIX", "IDENTITY", "KIND", "ENDPOINT"} }
+func (IPCacheRow) TableHeader() []string {
+	return []string{"PREFIX", "IDENTITY", "KIND", "ENDPOINT", "TUNNEL"}
+}
 
 // TableRow renders the row under TableHeader.
 func (r IPCacheRow) TableRow() []string {
@@ -31,7 +41,11 @@ func (r IPCacheRow) TableRow() []string {
 	if r.EndpointID != 0 {
 		ep = strconv.Itoa(int(r.EndpointID))
 	}
-	return []string{r.Prefix.String(), r.Identity.String(), r.Kind.String(), ep}
+	tunnel := ""
+	if r.ByTunnel {
+		tunnel = r.Tunnel.String()
+	}
+	return []string{r.Prefix.String(), r.Identity.String(), r.Kind.String(), ep, tunnel}
 }
 
 // IPCacheMap is weft_ipc4, weft_ipc6 (full-length prefixes), weft_net4 and
@@ -61,7 +75,10 @@ func (m *IPCacheMap) Upsert(r IPCacheRow) error {
 	if err != nil {
 		return err
 	}
-	v := object.DatapathWeftIpcache{Identity: uint32(r.Identity), Endpoint: r.EndpointID, Kind: uint8(r.Kind)}
+	v := object.DatapathWeftIpcache{Identity: uint32(r.Identity), Endpoint: r.EndpointID, Kind: uint8(r.Kind), Tunnel: mapped(r.Tunnel)}
+	if r.ByTunnel {
+		v.Flags |= flagByTunnel
+	}
 	if err := put(mm, k, v); err != nil {
 		return fmt.Errorf("ipcache %s: %w", r.Prefix, err)
 	}
@@ -84,7 +101,10 @@ func (m *IPCacheMap) Delete(p netip.Prefix) error {
 func (m *IPCacheMap) List() ([]IPCacheRow, error) {
 	rows := []IPCacheRow{}
 	add := func(p netip.Prefix, v object.DatapathWeftIpcache) {
-		rows = append(rows, IPCacheRow{p, table.Identity(v.Identity), table.HostKind(v.Kind), v.Endpoint})
+		rows = append(rows, IPCacheRow{
+			Prefix: p, Identity: table.Identity(v.Identity), Kind: table.HostKind(v.Kind), EndpointID: v.Endpoint,
+			Tunnel: unmapped(v.Tunnel), ByTunnel: v.Flags&flagByTunnel != 0,
+		})
 	}
 	k4, v4, err := dump[uint32, object.DatapathWeftIpcache](m.exact4)
 	if err != nil {

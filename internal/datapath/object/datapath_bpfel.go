@@ -33,6 +33,11 @@ type DatapathWeftConfig struct {
 	NodeV4        uint32
 	Spare         uint32
 	NodeV6        DatapathV6addr
+	TunnelLocal   DatapathV6addr
+	TunnelIfindex uint32
+	TunnelMtu     uint32
+	TunnelFlags   uint32
+	TunnelSpare   uint32
 }
 
 type DatapathWeftCt struct {
@@ -145,6 +150,7 @@ type DatapathWeftIpcache struct {
 	Endpoint uint16
 	Kind     uint8
 	Flags    uint8
+	Tunnel   DatapathV6addr
 }
 
 type DatapathWeftMetric struct {
@@ -177,29 +183,31 @@ type DatapathWeftSpent struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	DatapathMapWeftCfg     = "weft_cfg"
-	DatapathMapWeftCt4     = "weft_ct4"
-	DatapathMapWeftCt6     = "weft_ct6"
-	DatapathMapWeftCtn4    = "weft_ctn4"
-	DatapathMapWeftCtn6    = "weft_ctn6"
-	DatapathMapWeftDev     = "weft_dev"
-	DatapathMapWeftEp      = "weft_ep"
-	DatapathMapWeftEvents  = "weft_events"
-	DatapathMapWeftFrag4   = "weft_frag4"
-	DatapathMapWeftFrag6   = "weft_frag6"
-	DatapathMapWeftIpc4    = "weft_ipc4"
-	DatapathMapWeftIpc6    = "weft_ipc6"
-	DatapathMapWeftMetrics = "weft_metrics"
-	DatapathMapWeftNet4    = "weft_net4"
-	DatapathMapWeftNet6    = "weft_net6"
-	DatapathMapWeftRate    = "weft_rate"
-	DatapathProgFromNet    = "from_net"
-	DatapathProgFromPod    = "from_pod"
-	DatapathProgToNet      = "to_net"
-	DatapathProgToPod      = "to_pod"
-	DatapathVarEnableIpv4  = "enable_ipv4"
-	DatapathVarEnableIpv6  = "enable_ipv6"
-	DatapathVarFibFlags    = "fib_flags"
+	DatapathMapWeftCfg      = "weft_cfg"
+	DatapathMapWeftCt4      = "weft_ct4"
+	DatapathMapWeftCt6      = "weft_ct6"
+	DatapathMapWeftCtn4     = "weft_ctn4"
+	DatapathMapWeftCtn6     = "weft_ctn6"
+	DatapathMapWeftDev      = "weft_dev"
+	DatapathMapWeftEp       = "weft_ep"
+	DatapathMapWeftEvents   = "weft_events"
+	DatapathMapWeftFrag4    = "weft_frag4"
+	DatapathMapWeftFrag6    = "weft_frag6"
+	DatapathMapWeftIpc4     = "weft_ipc4"
+	DatapathMapWeftIpc6     = "weft_ipc6"
+	DatapathMapWeftMetrics  = "weft_metrics"
+	DatapathMapWeftNet4     = "weft_net4"
+	DatapathMapWeftNet6     = "weft_net6"
+	DatapathMapWeftRate     = "weft_rate"
+	DatapathProgFromNet     = "from_net"
+	DatapathProgFromOverlay = "from_overlay"
+	DatapathProgFromPod     = "from_pod"
+	DatapathProgToNet       = "to_net"
+	DatapathProgToOverlay   = "to_overlay"
+	DatapathProgToPod       = "to_pod"
+	DatapathVarEnableIpv4   = "enable_ipv4"
+	DatapathVarEnableIpv6   = "enable_ipv6"
+	DatapathVarFibFlags     = "fib_flags"
 )
 
 // LoadDatapath returns the embedded CollectionSpec for Datapath.
@@ -244,10 +252,12 @@ type DatapathSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DatapathProgramSpecs struct {
-	FromNet *ebpf.ProgramSpec `ebpf:"from_net"`
-	FromPod *ebpf.ProgramSpec `ebpf:"from_pod"`
-	ToNet   *ebpf.ProgramSpec `ebpf:"to_net"`
-	ToPod   *ebpf.ProgramSpec `ebpf:"to_pod"`
+	FromNet     *ebpf.ProgramSpec `ebpf:"from_net"`
+	FromOverlay *ebpf.ProgramSpec `ebpf:"from_overlay"`
+	FromPod     *ebpf.ProgramSpec `ebpf:"from_pod"`
+	ToNet       *ebpf.ProgramSpec `ebpf:"to_net"`
+	ToOverlay   *ebpf.ProgramSpec `ebpf:"to_overlay"`
+	ToPod       *ebpf.ProgramSpec `ebpf:"to_pod"`
 }
 
 // DatapathMapSpecs contains maps before they are loaded into the kernel.
@@ -353,17 +363,21 @@ type DatapathVariables struct {
 //
 // It can be passed to LoadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DatapathPrograms struct {
-	FromNet *ebpf.Program `ebpf:"from_net"`
-	FromPod *ebpf.Program `ebpf:"from_pod"`
-	ToNet   *ebpf.Program `ebpf:"to_net"`
-	ToPod   *ebpf.Program `ebpf:"to_pod"`
+	FromNet     *ebpf.Program `ebpf:"from_net"`
+	FromOverlay *ebpf.Program `ebpf:"from_overlay"`
+	FromPod     *ebpf.Program `ebpf:"from_pod"`
+	ToNet       *ebpf.Program `ebpf:"to_net"`
+	ToOverlay   *ebpf.Program `ebpf:"to_overlay"`
+	ToPod       *ebpf.Program `ebpf:"to_pod"`
 }
 
 func (p *DatapathPrograms) Close() error {
 	return _DatapathClose(
 		p.FromNet,
+		p.FromOverlay,
 		p.FromPod,
 		p.ToNet,
+		p.ToOverlay,
 		p.ToPod,
 	)
 }

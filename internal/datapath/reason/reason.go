@@ -53,10 +53,12 @@ const (
 	ToPod
 	FromNet
 	ToNet
+	FromOverlay // ingress of the tunnel device
+	ToOverlay   // its egress
 )
 
 // Hooks lists all hooks in the order of their numbers.
-func Hooks() []Hook { return []Hook{FromPod, ToPod, FromNet, ToNet} }
+func Hooks() []Hook { return []Hook{FromPod, ToPod, FromNet, ToNet, FromOverlay, ToOverlay} }
 
 // String returns the name of the hook's program.
 func (h Hook) String() string {
@@ -69,6 +71,10 @@ func (h Hook) String() string {
 		return "from_net"
 	case ToNet:
 		return "to_net"
+	case FromOverlay:
+		return "from_overlay"
+	case ToOverlay:
+		return "to_overlay"
 	}
 	return "unknown"
 }

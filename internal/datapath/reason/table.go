@@ -4,11 +4,13 @@ package reason
 
 // Verdicts, notes and drop reasons, as in enum weft_code.
 const (
-	Stack  Code = 1
-	Peer   Code = 2
-	Neigh  Code = 3
-	Answer Code = 4
-	Marked Code = 5
+	Stack   Code = 1
+	Peer    Code = 2
+	Neigh   Code = 3
+	Answer  Code = 4
+	Marked  Code = 5
+	Tunnel  Code = 6
+	Ignored Code = 7
 
 	EventLost      Code = 64
 	CTFull         Code = 65
@@ -40,6 +42,11 @@ const (
 	TooBig              Code = 146
 	RedirectFailed      Code = 147
 	PortsInUse          Code = 148
+	TunnelNode          Code = 149
+	TunnelSource        Code = 150
+	TunnelEndpoint      Code = 151
+	TunnelForeign       Code = 152
+	TunnelBypassed      Code = 153
 )
 
 // All returns every code that the programs of this version count.
@@ -54,6 +61,8 @@ func verdicts() []Info {
 		{Neigh, "neigh", "sent straight to the next hop", ""},
 		{Answer, "answer", "answered by the program: ARP or neighbour solicitation", ""},
 		{Marked, "marked", "sent by the fast path at an earlier hook", ""},
+		{Tunnel, "tunnel", "sent to another node by the overlay", ""},
+		{Ignored, "ignored", "multicast of the node's own stack, which the overlay does not carry", ""},
 		{EventLost, "event-lost", "a trace or drop record was not written: rate limit or full ring buffer", "raise the event rate or reduce monitor-aggregation's detail"},
 		{CTFull, "ct-full", "conntrack took no entry; the packet was forwarded all the same", "enlarge the conntrack maps"},
 		{FragFull, "frag-full", "the fragment table took no entry; later fragments will be dropped", "enlarge the fragment maps"},
@@ -88,5 +97,10 @@ func drops() []Info {
 		{TooBig, "too-big", "larger than the MTU of the next link; the sender was told the right one", "if it goes on, ICMP is blocked on the way back, or the sender ignores it"},
 		{RedirectFailed, "redirect-failed", "the kernel refused to change or redirect the packet", "`weft status`; look for memory pressure"},
 		{PortsInUse, "ports-in-use", "a connection through a service would have got the addresses and ports of one that the pod has without it", "nothing: the client tries again, or from another port"},
+		{TunnelNode, "tunnel-node", "the outer source address is not that of a node of the cluster", "compare the address with `weft node list`; a new node is known after some seconds; else somebody sends to the tunnel port who should not reach it"},
+		{TunnelSource, "tunnel-source", "the inner source address does not belong to the node that sent it", "compare `weft ipcache list` with the sending node; outside clients must be masqueraded before a node forwards them to another's pod"},
+		{TunnelEndpoint, "tunnel-endpoint", "a packet left by the tunnel device, but no node is known for its destination", "compare `ip route` with `weft ipcache list`; routes to the tunnel device are Weft's alone to make"},
+		{TunnelForeign, "tunnel-foreign", "a packet left by the tunnel device whose source is neither a pod nor an address of this node", "masquerade what the node forwards to pods of other nodes, or let clients reach the pod's own node (externalTrafficPolicy: Local)"},
+		{TunnelBypassed, "tunnel-bypassed", "a pod's address of a node that takes part in the overlay came by the network instead", "treat as spoofed, unless that node was just switched to another routing mode"},
 	}
 }
