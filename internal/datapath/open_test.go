@@ -311,6 +311,33 @@ func TestForeignLayoutReplaced(t *testing.T) {
 	}
 }
 
+// TestGrownValuesKept guards against an upgrade that forgets who stands behind
+// every address because a row has more to say than before.
+func TestGrownValuesKept(t *testing.T) {
+	o := both
+	o.Root = newRoot(t)
+	if err := os.MkdirAll(filepath.Join(o.Root, "maps"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 4, ValueSize: 8, MaxEntries: 8, Flags: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	// identity 5, no endpoint, a pod of another node: the first fields of struct weft_ipcache.
+	if err := m.Put([4]byte{10, 2, 0, 9}, [8]byte{5, 0, 0, 0, 0, 0, 4, 0}); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Pin(filepath.Join(o.Root, "maps", "weft_ipc4")); err != nil {
+		t.Fatal(err)
+	}
+	rows, err := open(t, o).Maps().IPCache.List()
+	want := maps.IPCacheRow{Prefix: netip.MustParsePrefix("10.2.0.9/32"), Identity: table.IdentityInit, Kind: table.KindRemotePod}
+	if err != nil || len(rows) != 1 || rows[0] != want {
+		t.Errorf("after the upgrade: %v %v, want %v", rows, err, want)
+	}
+}
+
 // TestUnloadLeavesNothing guards against an uninstall that leaves a program
 // attached or a pin behind.
 func TestUnloadLeavesNothing(t *testing.T) {

@@ -88,7 +88,8 @@ func carryOver(old, m *ebpf.Map) (copied, lost int) {
 	}
 	var k, v []byte
 	for it := old.Iterate(); it.Next(&k, &v); {
-		grown := append(v, make([]byte, m.ValueSize()-old.ValueSize())...)
+		grown := make([]byte, m.ValueSize())
+		copy(grown, v)
 		if err := m.Put(k, grown); err != nil {
 			lost++
 			continue
