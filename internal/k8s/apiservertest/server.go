@@ -21,7 +21,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -280,12 +279,22 @@ func (s *Server) InstallCRDs(dir string) {
 			s.t.Fatalf("%s: %v", f, err)
 		}
 		s.Do(s.t, http.MethodPost, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", string(j), nil)
-		plural := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(f), "cilium.io_"), ".yaml")
+		var d struct {
+			Spec struct {
+				Group    string                  `json:"group"`
+				Names    struct{ Plural string } `json:"names"`
+				Versions []struct{ Name string } `json:"versions"`
+			} `json:"spec"`
+		}
+		if err := json.Unmarshal(j, &d); err != nil || len(d.Spec.Versions) == 0 {
+			s.t.Fatalf("%s: no definition: %v", f, err)
+		}
+		path := "/apis/" + d.Spec.Group + "/" + d.Spec.Versions[0].Name + "/" + d.Spec.Names.Plural
 		if !poll(func() bool {
-			code, _ := s.try(http.MethodGet, "/apis/cilium.io/v2/"+plural, "", nil)
+			code, _ := s.try(http.MethodGet, path, "", nil)
 			return code == http.StatusOK
 		}) {
-			s.t.Fatalf("%s is not served", plural)
+			s.t.Fatalf("%s is not served", path)
 		}
 	}
 }
