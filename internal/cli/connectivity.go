@@ -25,13 +25,20 @@ import (
 
 const testLong = `Sends bytes along every path of the network and compares what comes back:
 pod to pod on one node and on two, pods to their own and to other nodes, nodes to
-pods, a pod to itself through a Service, pods to the API server and to DNS;
-IPv4 and IPv6; TCP, UDP and ICMP; 1 byte, a full packet, one byte more than that
+pods, a pod to itself through a Service, pods to the API server and to DNS, pods to
+a host outside the cluster and that host to the nodes; IPv4 and IPv6; TCP, UDP and ICMP; 1 byte, a full packet, one byte more than that
 (two fragments) and 64 KB.
 
 From a laptop it makes the namespace weft-connectivity with three pods on each node
 and removes it again, also on ^C. In an agent's container, where no pods can be made,
 it tests from that node to the health endpoints of all nodes, the API server and DNS.
+
+Nothing leaves the cluster unless a host outside is given. --from-outside says that
+this machine is one: it answers the pods and tries the nodes itself, and checks which
+source address arrives: the pod's own, or its node's where the cluster masquerades.
+--external-target names another host: with the token of a ` + "`weft connectivity listen`" + `
+that runs on it the same is checked from the pods; without, it only has to answer
+echo requests and, where a port is given, to accept connections.
 
 Nothing is retried unless asked, so that loss shows. It ends with
 "connectivity: PASSED/RUN passed" and exit code 0 only if all that ran passed.`
@@ -39,6 +46,8 @@ Nothing is retried unless asked, so that loss shows. It ends with
 type testFlags struct {
 	cells, families []string
 	junit           string
+	targets         []string
+	token           string
 	opts            connectivity.Options
 }
 
@@ -46,7 +55,7 @@ func (a *app) connectivityCommand() *cobra.Command {
 	var f testFlags
 	test := &cobra.Command{
 		Use: "test", Short: "Test the network along every path", Long: testLong, Args: cobra.NoArgs,
-		Example: "  weft connectivity test\n  weft connectivity test --node n1,n2 --family ipv6 --cells 'pod-to-pod-*,*/*/UDP/64KB'\n  weft connectivity test -o json --junit report.xml",
+		Example: "  weft connectivity test\n  weft connectivity test --node n1,n2 --family ipv6 --cells 'pod-to-pod-*,*/*/UDP/64KB'\n  weft connectivity test -o json --junit report.xml\n  weft connectivity test --from-outside\n  weft connectivity test --external-target 192.0.2.7:443,[2001:db8::7]:443",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.connectivityTest(cmd.Context(), f) },
 	}
 	fl := test.Flags()
@@ -60,6 +69,7 @@ func (a *app) connectivityCommand() *cobra.Command {
 	fl.BoolVar(&f.opts.Keep, "keep", false, "leave namespace and pods for a look")
 	fl.BoolVar(&f.opts.Reuse, "reuse", false, "use the pods that a run with --keep left, and leave them: nothing has to start")
 	test.MarkFlagsMutuallyExclusive("keep", "reuse")
+	f.outsideFlags(test)
 
 	serve := &cobra.Command{
 		Use: "serve", Short: "Echo for a test (runs in its pods)", Hidden: true, Args: cobra.NoArgs,
@@ -69,7 +79,7 @@ func (a *app) connectivityCommand() *cobra.Command {
 		Use: "probe", Short: "Run cells of a test (runs in its pods)", Hidden: true, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.connectivityProbe(cmd.Context()) },
 	}
-	return group("connectivity", "Test the network", test, serve, probe)
+	return group("connectivity", "Test the network", test, a.connectivityListen(), serve, probe)
 }
 
 func (a *app) connectivityServe(ctx context.Context) error {
@@ -119,6 +129,9 @@ func (f *testFlags) filter() (connectivity.Filter, error) {
 func (a *app) connectivityTest(ctx context.Context, f testFlags) error {
 	var err error
 	if f.opts.Filter, err = f.filter(); err != nil {
+		return err
+	}
+	if err := f.outside(ctx, a.onNode()); err != nil {
 		return err
 	}
 	var junit *os.File
@@ -216,7 +229,7 @@ func (a *app) testFromCluster(ctx context.Context, opts connectivity.Options, sh
 	if f.image == "" {
 		return nil, fmt.Errorf("daemonset %s: no container %s to take the image from", daemonSetName, agentContainer)
 	}
-	opts.Image, opts.Nodes = f.image, a.opts.nodes
+	opts.Image, opts.Nodes, opts.System = f.image, a.opts.nodes, a.opts.namespace
 	before := f.counters(ctx)
 	rep, err := connectivity.Run(ctx, testAPI{f.api}, opts, show)
 	if err != nil {

@@ -28,6 +28,8 @@ const (
 	PodToDNS          Path = "pod-to-dns"
 	HostToAPIServer   Path = "host-to-apiserver" // only from the agent's container
 	HostToDNS         Path = "host-to-dns"       // only from the agent's container
+	PodToOutside      Path = "pod-to-outside"    // a host beyond the cluster, and which source address arrives there
+	OutsideToNode     Path = "outside-to-node"   // from that host, if this process runs on it
 	AgentStatus       Path = "agent-status"      // the agent finds nothing wrong
 	Programs          Path = "programs"          // every hook's program counted packets
 )
@@ -78,6 +80,7 @@ const (
 	Max       Size = "64KB"
 	Handshake Size = "handshake" // of TCP and TLS
 	Query     Size = "query"     // and answer, of DNS
+	Connect   Size = "connect"   // of TCP, to a host where no echo server of ours answers
 )
 
 // Kind of a party.
@@ -88,7 +91,8 @@ const (
 	KindPod     Kind = "pod"
 	KindNode    Kind = "node"
 	KindService Kind = "service"
-	KindHealth  Kind = "health" // a node's health endpoint
+	KindHealth  Kind = "health"  // a node's health endpoint
+	KindOutside Kind = "outside" // a host beyond the cluster; its name is its address
 )
 
 // Party is one end of a cell.
@@ -105,6 +109,8 @@ func (p Party) String() string {
 		return "node " + p.Node
 	case p.Kind == KindHealth:
 		return "health endpoint (" + p.Node + ")"
+	case p.Kind == KindOutside:
+		return strings.TrimSpace("outside host " + p.Name)
 	case p.Node == "":
 		return string(p.Kind) + " " + p.Name
 	}
@@ -123,8 +129,12 @@ type Cell struct {
 	To     Party      `json:"to"`
 	Addr   netip.Addr `json:"addr"`
 	Port   uint16     `json:"port,omitempty"`
-	Skip   string     `json:"skip,omitempty"`
-	Fail   string     `json:"fail,omitempty"`
+	// Source lists the addresses of which the far end has to see one as the
+	// sender's; SourceIs says in words which they are. Empty: any will do.
+	Source   []netip.Addr `json:"source,omitempty"`
+	SourceIs string       `json:"sourceIs,omitempty"`
+	Skip     string       `json:"skip,omitempty"`
+	Fail     string       `json:"fail,omitempty"`
 }
 
 // Runs says whether there is anything to send for the cell.

@@ -39,8 +39,10 @@ type Options struct {
 	CellTimeout time.Duration
 	Retries     int
 	Timeout     time.Duration // of the whole test, without the clean-up
-	Keep        bool          // leave namespace and pods for a look
-	Reuse       bool          // use the pods that a run with Keep left, and leave them; Image, Nodes and Port do not matter
+	System      string        // namespace that Weft is installed in
+	Outside     OutsideOptions
+	Keep        bool // leave namespace and pods for a look
+	Reuse       bool // use the pods that a run with Keep left, and leave them; Image, Nodes and Port do not matter
 }
 
 // Timing of a run.
@@ -76,6 +78,9 @@ func Run(ctx context.Context, api API, opts Options, say Progress) (rep *Report,
 	var id [4]byte
 	_, _ = rand.Read(id[:]) // never fails
 	r := &runner{api: api, opts: opts, id: hex.EncodeToString(id[:]), token: NewToken(), say: say}
+	if opts.Outside.Token != nil {
+		r.token = *opts.Outside.Token
+	}
 	start := time.Now()
 	if !opts.Reuse {
 		if err := r.claim(ctx); err != nil {
@@ -110,7 +115,9 @@ func Run(ctx context.Context, api API, opts Options, say Progress) (rep *Report,
 	if ctx.Err() != nil {
 		return nil, errors.New("interrupted")
 	}
-	return NewReport(r.id, "cluster", cells, results, time.Since(start)), nil
+	rep = NewReport(r.id, "cluster", cells, results, time.Since(start))
+	rep.Network = &r.topo.Network
+	return rep, nil
 }
 
 // claim makes the namespace. A run of another one is left alone; the rest of
@@ -184,6 +191,10 @@ func (r *runner) test(ctx context.Context) ([]Cell, map[int]Result, error) {
 		return nil, nil, context.Cause(ctx)
 	}
 	cells := Plan(r.topo, r.opts.Filter)
+	judge, err := r.answerOutside(ctx, cells)
+	if err != nil {
+		return nil, nil, err
+	}
 	toRun := 0
 	for i := range cells {
 		if cells[i].Runs() {
@@ -192,7 +203,7 @@ func (r *runner) test(ctx context.Context) ([]Cell, map[int]Result, error) {
 	}
 	r.say.Stage(fmt.Sprintf("running %d cells on %d nodes", toRun, len(r.topo.Nodes)))
 	results := r.runCells(ctx, cells, toRun)
-	return cells, results, nil
+	return cells, results, judge(results)
 }
 
 // start creates all objects and fills in the topology.
@@ -253,6 +264,12 @@ func (r *runner) readCluster(ctx context.Context) error {
 	}
 	slices.SortFunc(r.topo.Nodes, func(a, b Node) int { return strings.Compare(a.Name, b.Name) })
 	r.topo.Port = r.opts.Port
+	if err := r.readNetwork(ctx); err != nil {
+		return err
+	}
+	if err := r.findOutside(ctx); err != nil {
+		return err
+	}
 	var err error
 	if r.topo.APIServer, err = r.find(ctx, "default", "kubernetes", "https"); err != nil {
 		return err
@@ -267,6 +284,7 @@ func nodeOf(n *corev1.Node) Node {
 		if a.Type == corev1.NodeInternalIP {
 			out.Addrs = append(out.Addrs, parseAddrs([]string{a.Address})...)
 		}
+		out.All = append(out.All, parseAddrs([]string{a.Address})...)
 	}
 	for _, c := range n.Spec.PodCIDRs {
 		if p, err := netip.ParsePrefix(c); err == nil {

@@ -24,39 +24,60 @@ const (
 // whole says whether the cell's datagrams must travel in one packet.
 func whole(c *Cell) bool { return c.Size == OneByte || c.Size == MTU }
 
-func echoTCP(ctx context.Context, c *Cell, t Token, sent []byte) error {
+// echoTCP returns the source address that the far end saw, if the cell asks.
+func echoTCP(ctx context.Context, c *Cell, t Token, sent []byte) (seen netip.Addr, err error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(c.Addr, c.Port).String())
 	if err != nil {
-		return at("connect", reason(err))
+		return seen, at("connect", reason(err))
 	}
 	defer conn.Close()
 	deadline, _ := ctx.Deadline() // attempt sets one
 	if err := conn.SetDeadline(deadline); err != nil {
-		return err
+		return seen, err
 	}
-	head := binary.BigEndian.AppendUint32(append([]byte{}, t[:]...), uint32(len(sent)))
+	length := uint32(len(sent))
+	if c.asksSource() {
+		length |= askSource
+	}
+	head := binary.BigEndian.AppendUint32(append([]byte{}, t[:]...), length)
 	written := make(chan error, 1)
 	go func() { // ends with the connection, which is closed on return
 		_, err := conn.Write(append(head, sent...))
 		written <- err
 	}()
+	if c.asksSource() {
+		if seen, err = readSource(conn); err != nil {
+			return seen, at("source address", reason(err))
+		}
+	}
 	got := make([]byte, len(sent))
 	n, err := io.ReadFull(conn, got)
 	if err != nil {
-		return at(fmt.Sprintf("echo stopped after %d of %d bytes", n, len(sent)), reason(err))
+		return seen, at(fmt.Sprintf("echo stopped after %d of %d bytes", n, len(sent)), reason(err))
 	}
 	if err := <-written; err != nil {
-		return at("send", reason(err))
+		return seen, at("send", reason(err))
 	}
-	return compare(sent, got)
+	return seen, compare(sent, got)
 }
 
-func echoUDP(ctx context.Context, c *Cell, t Token, sent []byte) error {
+// connect opens a TCP connection, and sends nothing on it.
+func connect(ctx context.Context, c *Cell) error {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(c.Addr, c.Port).String())
+	if err != nil {
+		return at("connect", reason(err))
+	}
+	return conn.Close()
+}
+
+// echoUDP returns the source address that the far end saw, if the cell asks.
+func echoUDP(ctx context.Context, c *Cell, t Token, sent []byte) (seen netip.Addr, err error) {
 	d := net.Dialer{Control: fragmentation(c.Family == IPv6, whole(c))}
 	conn, err := d.DialContext(ctx, "udp", netip.AddrPortFrom(c.Addr, c.Port).String())
 	if err != nil {
-		return reason(err)
+		return seen, reason(err)
 	}
 	defer conn.Close()
 	if u, ok := conn.(*net.UDPConn); ok {
@@ -65,14 +86,19 @@ func echoUDP(ctx context.Context, c *Cell, t Token, sent []byte) error {
 	}
 	deadline, _ := ctx.Deadline() // attempt sets one
 	if err := conn.SetDeadline(deadline); err != nil {
-		return err
+		return seen, err
 	}
-	if len(sent) < tokenSize {
+	switch {
+	case c.asksSource():
+		if seen, err = askDatagram(conn, t); err != nil {
+			return seen, at("source address", err)
+		}
+	case len(sent) < tokenSize:
 		if err := exchange(conn, t[:]); err != nil {
-			return at("greeting", err)
+			return seen, at("greeting", err)
 		}
 	}
-	return exchange(conn, sent)
+	return seen, exchange(conn, sent)
 }
 
 func exchange(conn net.Conn, sent []byte) error {

@@ -166,6 +166,9 @@ func (l *line) do(h netns.NsHandle, commands ...string) {
 
 const port = 4747
 
+// testTimeout bounds one exchange.
+const testTimeout = time.Second
+
 // serve starts the echo server and waits until it listens.
 func (l *line) serve(token connectivity.Token, addrs ...string) {
 	l.t.Helper()
@@ -210,16 +213,22 @@ func (l *line) probe(token connectivity.Token) map[string]string {
 	l.t.Helper()
 	// Retried, because the machine may be too busy to answer in time: what is
 	// broken stays so.
-	return l.probeTimes(token, 1, connectivity.ProbePlan{Timeout: time.Second, Retries: 2, Concurrency: 24})
+	return l.probeTimes(token, 1, connectivity.ProbePlan{Timeout: testTimeout, Retries: 2, Concurrency: 24})
 }
 
 // probeTimes runs the matrix so many times over in one plan.
 func (l *line) probeTimes(token connectivity.Token, times int, plan connectivity.ProbePlan) map[string]string {
 	l.t.Helper()
-	plan.Token = token.String()
 	for range times {
 		addMatrix(&plan)
 	}
+	return l.probePlan(token, plan)
+}
+
+// probePlan runs the plan's cells.
+func (l *line) probePlan(token connectivity.Token, plan connectivity.ProbePlan) map[string]string {
+	l.t.Helper()
+	plan.Token = token.String()
 	cmd := helper("probe", plan)
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut

@@ -13,6 +13,8 @@ type Topology struct {
 	Nodes     []Node
 	APIServer Service
 	DNS       Service
+	Outside   Outside
+	Network   Network
 	Port      uint16 // on which the servers echo
 }
 
@@ -28,6 +30,7 @@ type Service struct {
 type Node struct {
 	Name    string
 	Addrs   []netip.Addr   // InternalIPs
+	All     []netip.Addr   // these and the node's other addresses
 	Ranges  []netip.Prefix // pod ranges; a family without one is off on the node
 	A, B    Pod
 	Host    Pod // in the node's network
@@ -70,6 +73,7 @@ func Plan(t Topology, f Filter) []Cell {
 			p.alone(n)
 		}
 		p.services(n)
+		p.outside(n)
 	}
 	return p.cells
 }

@@ -31,11 +31,15 @@ func topology(n int) connectivity.Topology {
 		Port:      4747,
 		APIServer: connectivity.Service{Name: "kubernetes", Addrs: []netip.Addr{v4(96, 1), v6(96, 1)}, Port: 443},
 		DNS:       connectivity.Service{Name: "kube-dns", Addrs: []netip.Addr{v4(96, 2), v6(96, 2)}, Port: 53},
+		Outside: connectivity.Outside{
+			Targets: []netip.AddrPort{netip.AddrPortFrom(v4(200, 1), 4747), netip.AddrPortFrom(v6(200, 1), 4747)}, Echo: true, Here: true,
+		},
+		Network: connectivity.NetworkOf(map[string]string{"routing-mode": "native"}),
 	}
 	for i := range n {
 		b := byte(i)
 		t.Nodes = append(t.Nodes, connectivity.Node{
-			Name: fmt.Sprintf("n%d", i+1), Addrs: []netip.Addr{v4(1, b), v6(1, b)},
+			Name: fmt.Sprintf("n%d", i+1), Addrs: []netip.Addr{v4(1, b), v6(1, b)}, All: []netip.Addr{v4(1, b), v6(1, b), v4(11, b), v6(11, b)},
 			Ranges:  []netip.Prefix{netip.PrefixFrom(v4(2, b), 24).Masked(), netip.PrefixFrom(v6(2, b), 64).Masked()},
 			A:       connectivity.Pod{Name: fmt.Sprintf("a%d", i+1), Addrs: []netip.Addr{v4(2, b), v6(2, b)}},
 			B:       connectivity.Pod{Name: fmt.Sprintf("b%d", i+1), Addrs: []netip.Addr{v4(3, b), v6(3, b)}},
@@ -104,7 +108,7 @@ func TestPlanProperties(t *testing.T) {
 			if (c.Port == 0) != (c.Proto == connectivity.ICMP) {
 				t.Fatalf("%s %s goes to port %d", c.Path, c.Name(), c.Port)
 			}
-			if c.From.Node == "" || (c.From.Kind == connectivity.KindPod && c.From.Name == "") {
+			if c.From.Node+c.From.Name == "" || (c.From.Kind == connectivity.KindPod && c.From.Name == "") {
 				t.Fatalf("%s %s has no source", c.Path, c.Name())
 			}
 		}
@@ -134,6 +138,7 @@ func TestPlanComplete(t *testing.T) {
 		connectivity.PodToPodSameNode: 3 * matrix, connectivity.PodToOwnHost: 3 * matrix, connectivity.HostToOwnPod: 3 * matrix, connectivity.Hairpin: 3 * matrix,
 		connectivity.PodToPodOtherNode: 6 * matrix, connectivity.PodToOtherHost: 6 * matrix, connectivity.HostToOtherPod: 6 * matrix,
 		connectivity.PodToAPIServer: 3 * 2 * 3, connectivity.PodToDNS: 3 * 2 * 3,
+		connectivity.PodToOutside: 3 * matrix, connectivity.OutsideToNode: 3 * matrix,
 	}
 	if !reflect.DeepEqual(count, want) {
 		t.Errorf("got %v\nwant %v", count, want)
@@ -159,7 +164,7 @@ func TestMissingAddressFails(t *testing.T) {
 // TestFilterCells guards against a filter that selects something else.
 func TestFilterCells(t *testing.T) {
 	for pattern, want := range map[string]int{
-		"pod-to-pod-*": 2*24 + 2*24, "HAIRPIN": 2 * 24, "*/ipv6/udp/64kb": 7 * 2, "*/*/*/query": 2 * 6, "nothing": 0,
+		"pod-to-pod-*": 2*24 + 2*24, "HAIRPIN": 2 * 24, "*/ipv6/udp/64kb": 9 * 2, "*/*/*/query": 2 * 6, "nothing": 0,
 	} {
 		if got := len(connectivity.Plan(topology(2), connectivity.Filter{Cells: []string{pattern}})); got != want {
 			t.Errorf("%s: %d cells, want %d", pattern, got, want)

@@ -34,9 +34,10 @@ type ProbePlan struct {
 // Result is the outcome of one cell that ran.
 type Result struct {
 	ID       int           `json:"id"`
-	Error    string        `json:"error,omitempty"` // "" for passed
-	Bytes    int           `json:"bytes,omitempty"` // of payload
-	MTU      int           `json:"mtu,omitempty"`   // of the source's route
+	Error    string        `json:"error,omitempty"`  // "" for passed
+	Bytes    int           `json:"bytes,omitempty"`  // of payload
+	MTU      int           `json:"mtu,omitempty"`    // of the source's route
+	Source   string        `json:"source,omitempty"` // address that the far end saw, if the cell asks for it
 	Attempts int           `json:"attempts,omitempty"`
 	Took     time.Duration `json:"took"` // of the last attempt
 }
@@ -143,6 +144,8 @@ func (p *prober) attempt(ctx context.Context, c *Cell, r *Result) error {
 		return p.explain(ctx, handshake(ctx, c))
 	case Query:
 		return p.explain(ctx, query(ctx, c, p.plan.DNSName))
+	case Connect:
+		return p.explain(ctx, connect(ctx, c))
 	}
 	mtu, err := routeMTU(c.Addr)
 	if err != nil {
@@ -151,13 +154,20 @@ func (p *prober) attempt(ctx context.Context, c *Cell, r *Result) error {
 	r.MTU = mtu
 	r.Bytes = payloadSize(c, mtu)
 	sent := payload(p.token, c.ID, r.Bytes)
+	var seen netip.Addr
 	switch c.Proto {
 	case TCP:
-		err = echoTCP(ctx, c, p.token, sent)
+		seen, err = echoTCP(ctx, c, p.token, sent)
 	case UDP:
-		err = echoUDP(ctx, c, p.token, sent)
+		seen, err = echoUDP(ctx, c, p.token, sent)
 	default:
 		err = echoICMP(ctx, c, sent)
+	}
+	if seen.IsValid() {
+		r.Source = seen.String()
+	}
+	if err == nil {
+		err = c.checkSource(seen)
 	}
 	return p.explain(ctx, err)
 }

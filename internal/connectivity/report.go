@@ -45,10 +45,12 @@ func (r Row) MarshalJSON() ([]byte, error) {
 		Why     string  `json:"why,omitempty"` // of skipped cells
 		Bytes   int     `json:"bytes,omitempty"`
 		MTU     int     `json:"mtu,omitempty"`
+		Source  string  `json:"source,omitempty"` // that arrived at a host outside
 		Millis  float64 `json:"millis,omitempty"`
 	}{
 		Path: r.Path, Family: r.Family, Proto: r.Proto, Size: r.Size, From: r.From, To: r.To, Port: r.Port,
 		Outcome: r.Outcome, Error: r.Error, Why: r.Skip, Bytes: r.Result.Bytes, MTU: r.Result.MTU,
+		Source: r.Result.Source,
 		Millis: float64(r.Result.Took.Microseconds()) / 1000,
 	}
 	if r.Addr.IsValid() {
@@ -64,6 +66,7 @@ func (r Row) Pair() string { return r.From.String() + " -> " + r.To.String() }
 type Report struct {
 	Run     string        `json:"run"` // id of the run
 	Mode    string        `json:"mode"`
+	Network *Network      `json:"network,omitempty"` // how the cluster is set up
 	Passed  int           `json:"passed"`
 	Failed  int           `json:"failed"`
 	Skipped int           `json:"skipped"`
@@ -119,6 +122,9 @@ func (r *Report) Summary() string {
 // WriteText prints the table, what was skipped and why, and each failed cell.
 // The summary is left to the caller, as it has to be the last line.
 func (r *Report) WriteText(w io.Writer) error {
+	if r.Network != nil {
+		fmt.Fprintf(w, "network: %s\n\n", r.Network)
+	}
 	if err := r.table(w); err != nil {
 		return err
 	}
@@ -191,7 +197,7 @@ func (r *Report) table(w io.Writer) error {
 			continue // listed below, with the reason
 		}
 		first := l.cells[OneByte]
-		for _, s := range []Size{Handshake, Query, ""} { // paths without sizes
+		for _, s := range []Size{Handshake, Query, Connect, ""} { // paths without sizes
 			if t, ok := l.cells[s]; ok {
 				first = t
 			}

@@ -4,6 +4,7 @@ package connectivity
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"slices"
@@ -28,6 +29,9 @@ func (r *runner) adopt(ctx context.Context) error {
 	r.id = ns.Labels[labelRun]
 	if err := r.readSecrets(ctx); err != nil {
 		return err
+	}
+	if t := r.opts.Outside.Token; t != nil && *t != r.token {
+		return errors.New("--external-token is not the one of the run with --keep: give both runs the same, or delete the probes")
 	}
 	if err := r.readCluster(ctx); err != nil {
 		return err

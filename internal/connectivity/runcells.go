@@ -36,7 +36,11 @@ func (r *runner) runCells(ctx context.Context, cells []Cell, all int) map[int]Re
 	g.SetLimit(parallelExec)
 	for pod, plan := range r.shard(cells) {
 		g.Go(func() error {
-			done, err := r.exec(ctx, pod, plan, take)
+			run, where := r.exec, "pod "+pod
+			if pod == here {
+				run, where = r.probeHere, pod
+			}
+			done, err := run(ctx, pod, plan, take)
 			if err == nil && len(done) == len(plan.Cells) {
 				return nil
 			}
@@ -45,7 +49,7 @@ func (r *runner) runCells(ctx context.Context, cells []Cell, all int) map[int]Re
 			}
 			for i := range plan.Cells {
 				if c := &plan.Cells[i]; !done[c.ID] {
-					take(Result{ID: c.ID, Error: fmt.Sprintf("not run: probe in pod %s: %s", pod, err)})
+					take(Result{ID: c.ID, Error: fmt.Sprintf("not run: probe in %s: %s", where, err)})
 				}
 			}
 			return nil
@@ -68,8 +72,11 @@ func (r *runner) shard(cells []Cell) map[string]*ProbePlan {
 			continue
 		}
 		pod := c.From.Name
-		if c.From.Kind == KindNode {
+		switch c.From.Kind {
+		case KindNode:
 			pod = hosts[c.From.Node]
+		case KindOutside:
+			pod = here
 		}
 		plan := plans[pod]
 		if plan == nil {

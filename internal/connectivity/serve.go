@@ -39,7 +39,8 @@ type ServeConfig struct {
 //
 // TCP: the token, the number of bytes to come (4 bytes, big endian), the bytes;
 // they come back as they arrive. UDP: a datagram that begins with the token
-// comes back, and from then on every datagram of its source.
+// comes back, and from then on every datagram of its source. A client that asks
+// (source.go) is told which source address arrived.
 func Serve(ctx context.Context, cfg ServeConfig, ready func()) error {
 	if len(cfg.Addrs) == 0 {
 		return errors.New("serve: no address to listen on")
@@ -140,9 +141,15 @@ func (s *server) echoStream(c net.Conn) {
 	if _, err := io.ReadFull(c, head[:]); err != nil || !bytes.Equal(head[:tokenSize], s.token[:]) {
 		return
 	}
-	n := int64(binary.BigEndian.Uint32(head[tokenSize:]))
+	length := binary.BigEndian.Uint32(head[tokenSize:])
+	n := int64(length &^ askSource)
 	if n > maxStream {
 		return
+	}
+	if length&askSource != 0 {
+		if err := writeSource(c); err != nil {
+			return
+		}
 	}
 	if _, err := io.CopyN(c, c, n); err != nil {
 		return
@@ -162,7 +169,11 @@ func (s *server) echoDatagrams(c *net.UDPConn) error {
 		if err != nil || !s.admits(from, buf[:n]) {
 			continue // an ICMP error of an earlier reply, or somebody else's datagram
 		}
-		_, _ = c.WriteToUDPAddrPort(buf[:n], from) // what gets lost is the probe's to report
+		answer := buf[:n]
+		if isQuestion(answer, s.token) {
+			answer = sourceAnswer(s.token, from.Addr())
+		}
+		_, _ = c.WriteToUDPAddrPort(answer, from) // what gets lost is the probe's to report
 	}
 }
 
