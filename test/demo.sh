@@ -31,7 +31,11 @@ up() {
 		test/step.sh "lab $name, $nodes nodes" build/bin/weft-lab --name "$name" up --nodes "$nodes" --cni weft
 	fi
 	test/step.sh "install" test/install.sh "$name"
-	test/step.sh "connectivity test" build/bin/weft-lab --name "$name" run -- build/bin/weft connectivity test
+	# From the lab's host outside of the cluster, so that the paths between both are tried, too.
+	local config
+	config=$(build/bin/weft-lab --name "$name" kubeconfig)
+	test/step.sh "connectivity test" build/bin/weft-lab --name "$name" exec client -- \
+		env KUBECONFIG="$config" build/bin/weft connectivity test --from-outside
 	cat <<-EOF
 
 		The cluster goes on running. Try:

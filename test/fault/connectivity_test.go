@@ -70,11 +70,15 @@ func (m cells) selects(c *cell) bool {
 
 // report is the outcome of one run of the connectivity test.
 type report struct {
-	Passed  int    `json:"passed"`
-	Failed  int    `json:"failed"`
-	Skipped int    `json:"skipped"`
-	Cells   []cell `json:"cells"`
-	run     labtest.Result
+	Passed  int `json:"passed"`
+	Failed  int `json:"failed"`
+	Skipped int `json:"skipped"`
+	Network struct {
+		Routing    string          `json:"routing"`
+		Masquerade map[string]bool `json:"masquerade"` // by family
+	} `json:"network"`
+	Cells []cell `json:"cells"`
+	run   labtest.Result
 }
 
 // failures lists some of the cells that failed.
@@ -113,6 +117,7 @@ type fixture struct {
 	a     map[string]*labtest.Pod     // by node, the probe that most cells begin at
 	b     map[string]*labtest.Pod     // by node, its neighbour
 	port  uint16                      // on which the probes answer
+	masq  bool                        // pods are masqueraded, in both families
 	eps   map[string]labtest.Endpoint // by pod, what its node's agent knows of it
 }
 
@@ -140,6 +145,7 @@ func newFixture(t *testing.T) *fixture {
 	if rep.run.Code != 0 || rep.Failed != 0 {
 		t.Fatalf("the network is broken before any test broke it: exit code %d\n%s", rep.run.Code, rep.failures())
 	}
+	f.masq = rep.Network.Masquerade["IPv4"] && rep.Network.Masquerade["IPv6"]
 	f.findProbes(t, rep)
 	return f
 }
@@ -187,11 +193,19 @@ func (f *fixture) test(t *testing.T) *report {
 	return rep
 }
 
+// outsideHost is the lab's host outside of the cluster that the test runs on.
+const outsideHost = "client"
+
+// weft runs the connectivity test where it can try everything.
+func (f *fixture) weft(ctx context.Context, args ...string) (labtest.Result, error) {
+	return f.lab.WeftAt(ctx, outsideHost, append([]string{"connectivity", "test", "--from-outside"}, args...)...)
+}
+
 func (f *fixture) run(args ...string) (*report, error) {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), runLimit, fmt.Errorf("no end within %s", runLimit))
 	defer cancel()
 	// A node whose agent stands still has no answer; nobody needs to wait for it.
-	r, err := f.lab.Weft(ctx, append([]string{"connectivity", "test", "-o", "json", "--node-timeout", "4s"}, args...)...)
+	r, err := f.weft(ctx, append([]string{"-o", "json", "--node-timeout", "4s"}, args...)...)
 	if err != nil {
 		return nil, err
 	}

@@ -22,11 +22,21 @@ type mutation struct {
 	// stop names nodes whose agents stand still meanwhile (SIGSTOP), because a
 	// running agent would mend the break before the test has seen it.
 	stop   []string
+	mode   mode // the break shows only there
 	inject func(t *testing.T, b *breaker)
 	fails  []cells // every cell of each must fail
 	passes []cells // every cell of each must pass
 	text   bool    // look at what a human is shown, too
 }
+
+// mode is a way in which a cluster may be set up.
+type mode int
+
+const (
+	anyMode       mode = iota
+	masqueraded        // what pods send outside carries their node's address
+	unmasqueraded      // it carries their own
+)
 
 // Names of the nodes that breaks are made on: n1 and n2 share a subnet, n3 is
 // behind the router.
@@ -50,6 +60,9 @@ func TestConnectivityTestSeesEveryBreak(t *testing.T) {
 			enoughTime(t, 3*time.Minute)
 			if len(f.nodes) < m.nodes {
 				t.Skipf("needs %d nodes, the lab has %d", m.nodes, len(f.nodes))
+			}
+			if m.mode != anyMode && (m.mode == masqueraded) != f.masq {
+				t.Skipf("does not show where masquerade is %t", f.masq)
 			}
 			// Cleanups run in reverse: first the break is undone, then all must pass.
 			t.Cleanup(func() { f.whole(t, time.Minute) })
@@ -107,7 +120,7 @@ func checkNames(t *testing.T, rep *report) {
 		if c.Outcome != "failed" || c.Family == "" {
 			continue
 		}
-		if c.From.Node == "" || c.To.Node+c.To.Name == "" || c.Proto == "" || c.Size == "" || c.Error == "" {
+		if c.From.Node+c.From.Name == "" || c.To.Node+c.To.Name == "" || c.Proto == "" || c.Size == "" || c.Error == "" {
 			t.Errorf("a failed cell does not name its pair, cell and cause: %s", c)
 			return
 		}
@@ -121,7 +134,7 @@ func (f *fixture) checkText(t *testing.T, rep *report) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), runLimit)
 	defer cancel()
-	r, err := f.lab.Weft(ctx, "connectivity", "test", "--reuse", "--node-timeout", "4s")
+	r, err := f.weft(ctx, "--reuse", "--node-timeout", "4s")
 	if err != nil {
 		t.Fatal(err)
 	}

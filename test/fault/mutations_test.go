@@ -10,7 +10,7 @@ import (
 
 // mutations is the table of breaks, from the wire up to the pod.
 func mutations() []mutation {
-	return slices.Concat(wireBreaks(), nodeBreaks(), datapathBreaks(), podBreaks(), serviceBreaks())
+	return slices.Concat(wireBreaks(), nodeBreaks(), datapathBreaks(), podBreaks(), serviceBreaks(), outsideBreaks())
 }
 
 // otherNode selects the cells between pods of two nodes.

@@ -220,6 +220,17 @@ func (l *Lab) Weft(ctx context.Context, args ...string) (Result, error) {
 	return l.Do(ctx, nil, append([]string{"run", "--", filepath.Join(l.Build, "weft")}, args...)...)
 }
 
+// WeftAt is Weft on a host outside of the cluster (client, firewall), with the
+// administrator's kubeconfig.
+func (l *Lab) WeftAt(ctx context.Context, host string, args ...string) (Result, error) {
+	config, err := l.Try("", "kubeconfig")
+	if err != nil {
+		return Result{}, err
+	}
+	argv := append([]string{"env", "KUBECONFIG=" + strings.TrimSpace(config), filepath.Join(l.Build, "weft")}, args...)
+	return l.Do(ctx, nil, execArgs(host, argv)...)
+}
+
 // MustWeft is Weft that has to succeed; it returns what it printed.
 func (l *Lab) MustWeft(t testing.TB, args ...string) string {
 	t.Helper()
