@@ -53,7 +53,7 @@ func (f *fleet) judgeAgents(ctx context.Context, rep *connectivity.Report, befor
 		case len(f.agents) < 2:
 			row.Outcome, row.Skip = connectivity.Skipped, "there is only one node: not every hook has packets to count"
 		default:
-			if idle := idleHooks(before[ag.node], after[ag.node]); len(idle) > 0 {
+			if idle := idleHooks(rep.Network, before[ag.node], after[ag.node]); len(idle) > 0 {
 				row.Outcome = connectivity.Failed
 				row.Error = fmt.Sprintf("%s counted no packet during the test: not attached? see `weft status --verbose --node %s`", strings.Join(idle, " and "), ag.node)
 			}
@@ -62,9 +62,14 @@ func (f *fleet) judgeAgents(ctx context.Context, rep *connectivity.Report, befor
 	}
 }
 
-func idleHooks(before, after map[string]uint64) []string {
+// idleHooks names the hooks that should have counted packets and did not. Those
+// of the tunnel's device have none to count where there is no tunnel.
+func idleHooks(n *connectivity.Network, before, after map[string]uint64) []string {
 	var idle []string
 	for _, h := range reason.Hooks() {
+		if (h == reason.FromOverlay || h == reason.ToOverlay) && !n.Tunnels() {
+			continue
+		}
 		if after[h.String()] <= before[h.String()] {
 			idle = append(idle, h.String())
 		}

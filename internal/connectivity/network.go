@@ -23,6 +23,12 @@ type Network struct {
 	Why        string          `json:"why,omitempty"`         // why it is unknown
 }
 
+// vxlan is what Routing is in a tunnel.
+const vxlan = "VXLAN"
+
+// Tunnels says whether pods of different nodes talk through a tunnel.
+func (n *Network) Tunnels() bool { return n != nil && n.Routing == vxlan }
+
 // settingsMap holds the agents' settings.
 const settingsMap = "cilium-config"
 
@@ -30,7 +36,7 @@ const settingsMap = "cilium-config"
 func NetworkOf(settings map[string]string) Network {
 	n := Network{Routing: settings["routing-mode"], Masquerade: map[Family]bool{}}
 	if n.Routing == "tunnel" {
-		n.Routing = "VXLAN"
+		n.Routing = vxlan
 	}
 	bpf := settings["enable-bpf-masquerade"] == "true"
 	n.Masquerade[IPv4] = bpf && settings["enable-ipv4-masquerade"] == "true"
@@ -50,7 +56,7 @@ func (n Network) String() string {
 		return "unknown: " + n.Why
 	}
 	words := []string{n.Routing + " routing"}
-	if n.Routing == "VXLAN" {
+	if n.Tunnels() {
 		words[0] = "tunnel (VXLAN)"
 	}
 	switch {
