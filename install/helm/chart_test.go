@@ -465,6 +465,7 @@ func TestAgentsRights(t *testing.T) {
 		"ciliumnodes":     {"get", "list", "watch", "create", "update"},
 		"ciliumendpoints": {"get", "list", "watch", "create", "update", "delete"},
 		"events":          {"create"},
+		"podcidrledgers":  {"get"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("rights (-want +got):\n%s", diff)

@@ -64,6 +64,7 @@ type Agent struct {
 	derive    *deriver
 
 	client    *k8s.Client
+	pool      *poolNode // of ipam cluster-pool, else nil
 	reflect   *k8s.Reflect
 	publisher *k8s.Publisher
 
@@ -132,9 +133,6 @@ func newAgent(ctx context.Context, opts Options) (*Agent, error) {
 	if a.cfg, err = config.Load(opts.Paths.Config); err != nil {
 		return nil, err
 	}
-	if a.cfg.IPAM != config.IPAMKubernetes {
-		return nil, fmt.Errorf("setting ipam: %s is not yet supported by the agent: set ipam.mode=kubernetes", a.cfg.IPAM)
-	}
 	if a.cfg.Debug && opts.Level != nil {
 		opts.Level.Set(slog.LevelDebug)
 	}
@@ -171,7 +169,7 @@ func (a *Agent) remember() error {
 	if err != nil {
 		return err
 	}
-	a.memFile = memoryFile{path: a.opts.Paths.node(), bootID: boot, node: a.opts.NodeName}
+	a.memFile = memoryFile{path: a.opts.Paths.node(), bootID: boot, node: a.opts.NodeName, ipam: a.cfg.IPAM}
 	if a.mem, err = a.memFile.load(); err != nil {
 		a.log.Warn("state of the node is not known from before", "error", err)
 	}
@@ -184,10 +182,14 @@ func (a *Agent) remember() error {
 func (a *Agent) newKubernetes(ctx context.Context) (err error) {
 	a.client, err = k8s.NewClient(k8s.Config{
 		NodeName: a.opts.NodeName, Server: a.cfg.K8sAPIServer, CredentialsDir: a.opts.Paths.Credentials,
-		UserAgent: "weft-agent/" + a.opts.Version, Log: a.log,
+		ClusterPool: a.cfg.IPAM == config.IPAMClusterPool, UserAgent: "weft-agent/" + a.opts.Version, Log: a.log,
 	})
 	if err != nil {
 		return err
+	}
+	if a.cfg.IPAM == config.IPAMClusterPool {
+		warn := func(reason, message string) { a.report(k8s.EventWarning, reason, message) }
+		a.pool = newPoolNode(a.opts.NodeName, a.cfg.Pool, a.fam, a.client, warn, a.log)
 	}
 	tables := k8s.Tables{DB: a.t.db, Nodes: a.t.nodes, Pods: a.t.pods}
 	a.reflect = k8s.NewReflect(a.client, tables)
@@ -241,7 +243,7 @@ func (a *Agent) newDatapath(ctx context.Context) (err error) {
 		Node: a.opts.NodeName,
 		Settings: endpoint.Settings{
 			Families: ipam.Families{V4: a.fam.v4, V6: a.fam.v6},
-			MTU:      a.mtu, Claimed: a.claimed,
+			MTU:      a.mtu, Claimed: a.claimed, NoRange: a.noRange, Remedy: a.remedy(),
 		},
 		State:    endpoint.State{Path: a.opts.Paths.endpoints(), DB: a.t.db, Endpoints: a.t.endpoints},
 		Links:    a.links,
@@ -280,6 +282,9 @@ func (a *Agent) newLoops() (err error) {
 		return fmt.Errorf("state tables: %w", err)
 	}
 	a.derive = newDeriver(a.t, a.fam, a.cfg.AutoDirectNodeRoutes, foreignRoutes, a.log)
+	if a.pool != nil {
+		a.derive.view = func(n *table.Node) *table.Node { return a.pool.View(n, a.endpoints.Ranges()) }
+	}
 	a.ipcacheLoop, err = reconcile.New(reconcile.Config[*table.IPCache]{
 		Name: "ipcache", DB: a.t.db, Table: a.t.ipcache, Log: a.log, PruneInterval: pruneEvery,
 		Target: ipcacheTarget{m: a.dp.Maps().IPCache, local: a.held},
@@ -404,7 +409,7 @@ func (a *Agent) background(ctx context.Context, g *errgroup.Group) {
 		a.derive.Run, a.ipcacheLoop.Run, a.routesLoop.Run,
 		a.reflect.Run, a.publisher.Run, a.publishEndpoints,
 		a.followNode, a.followDevices, a.followRoutes, a.followForward, a.checkCilium, a.runGate, a.markReady,
-		a.peers.Run, a.readEvents, a.maintain, a.sendReports,
+		a.peers.Run, a.readEvents, a.maintain, a.sendReports, a.followLedger,
 	} {
 		g.Go(func() error { return f(ctx) })
 	}

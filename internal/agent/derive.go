@@ -56,6 +56,7 @@ type deriver struct {
 	fam     families
 	direct  bool                           // auto-direct-node-routes
 	foreign func() ([]netip.Prefix, error) // routes of others in the main table
+	view    func(*table.Node) *table.Node  // a node with the ranges that are believed; nil: all are
 	log     *slog.Logger
 
 	refresh chan struct{}
@@ -81,7 +82,8 @@ func newDeriver(t tables, fam families, direct bool, foreign func() ([]netip.Pre
 	}
 }
 
-// Refresh has routes derived anew, as the kernel's own may have changed.
+// Refresh has routes and nodes' ranges derived anew, as the kernel's own routes,
+// or what is believed of the ranges, may have changed.
 func (d *deriver) Refresh() {
 	select {
 	case d.refresh <- struct{}{}:
@@ -125,14 +127,17 @@ func (d *deriver) Run(ctx context.Context) error {
 	defer in.devices.Close()
 	tick := time.NewTicker(routesRefresh)
 	defer tick.Stop()
-	again := true // routes
+	again, anew := true, false // routes; nodes too
 	for {
 		txn := d.t.db.ReadTxn()
 		touched, routesDue, wake := d.take(in, txn)
+		if anew {
+			d.retake(txn, touched)
+		}
 		if err := d.commit(txn, touched, routesDue || again); err != nil {
 			return err
 		}
-		again = false
+		again, anew = false, false
 		select {
 		case <-ctx.Done():
 			return nil
@@ -142,7 +147,7 @@ func (d *deriver) Run(ctx context.Context) error {
 		case <-wake.devices:
 		case <-wake.initialised:
 		case <-d.refresh:
-			again = true
+			again, anew = true, d.view != nil
 		case <-tick.C:
 			again = len(d.Problems()) > 0 || !d.direct
 		}
@@ -169,7 +174,7 @@ func (d *deriver) take(in inputs, txn statedb.ReadTxn) (touched map[netip.Prefix
 			set(nodeOwner(c.Object.Name), nil)
 			continue
 		}
-		set(nodeOwner(c.Object.Name), nodeClaims(c.Object, d.fam))
+		set(nodeOwner(c.Object.Name), nodeClaims(d.seen(c.Object), d.fam))
 		if c.Object.Local && (d.self == nil || !slices.Equal(d.self.Addrs, c.Object.Addrs)) {
 			// Which CiliumEndpoints are our own is told by our addresses.
 			d.self = c.Object
@@ -204,6 +209,23 @@ func (d *deriver) take(in inputs, txn statedb.ReadTxn) (touched map[netip.Prefix
 		}
 	}
 	return touched, routesDue, wake{wn, wp, we, wd, d.initialised(txn)}
+}
+
+// seen is a node with the ranges that are believed.
+func (d *deriver) seen(n *table.Node) *table.Node {
+	if d.view == nil {
+		return n
+	}
+	return d.view(n)
+}
+
+// retake makes the claims of all nodes anew.
+func (d *deriver) retake(txn statedb.ReadTxn, touched map[netip.Prefix]bool) {
+	for n := range d.t.nodes.All(txn) {
+		for _, p := range d.claims.set(nodeOwner(n.Name), nodeClaims(d.seen(n), d.fam)) {
+			touched[p] = true
+		}
+	}
 }
 
 // initialised returns a channel that closes when the first table that is not
@@ -268,7 +290,7 @@ func (d *deriver) commitRoutes(txn statedb.ReadTxn, wtxn statedb.WriteTxn) error
 	}
 	r := routing{direct: d.direct, fam: d.fam, foreign: foreign}
 	for n := range d.t.nodes.All(txn) {
-		r.nodes = append(r.nodes, n)
+		r.nodes = append(r.nodes, d.seen(n))
 	}
 	for dev := range d.t.devices.All(txn) {
 		r.devices = append(r.devices, dev)

@@ -363,9 +363,16 @@ func TestMemory(t *testing.T) {
 	if err != nil || got.UID != "u" || !slices.Equal(got.PodCIDRs, m.PodCIDRs) || !got.ProvenAt.Equal(m.ProvenAt) {
 		t.Errorf("%+v, %v", got, err)
 	}
-	for _, other := range []memoryFile{{f.path, "b2", "n1"}, {f.path, "b1", "n2"}} {
+	for _, other := range []memoryFile{{f.path, "b2", "n1", ""}, {f.path, "b1", "n2", ""}} {
 		if got, err := other.load(); err != nil || !got.ProvenAt.IsZero() || len(got.PodCIDRs) != 0 {
 			t.Errorf("%+v: %+v, %v", other, got, err)
+		}
+	}
+	// Ranges are of the mode that gave them; that the node was proven stays.
+	for mode, keeps := range map[string]bool{"kubernetes": true, "cluster-pool": false} {
+		other := memoryFile{f.path, "b1", "n1", mode}
+		if got, err := other.load(); err != nil || got.ProvenAt.IsZero() || (len(got.PodCIDRs) > 0) != keeps {
+			t.Errorf("%s: %+v, %v", mode, got, err)
 		}
 	}
 }

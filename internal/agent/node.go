@@ -31,12 +31,12 @@ func (a *Agent) followNode(ctx context.Context) error {
 		var err error
 		switch remembered := a.remembered(); {
 		case ok:
-			err = a.applyNode(ctx, row)
+			err = a.applyNode(ctx, row, true)
 			if err == nil {
 				a.publish(row)
 			}
 		case remembered != nil:
-			err = a.applyNode(ctx, remembered)
+			err = a.applyNode(ctx, remembered, false)
 		default:
 			err = fmt.Errorf("node %s is not known at the API server yet", a.opts.NodeName)
 		}
@@ -59,13 +59,15 @@ func (a *Agent) followNode(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-watch:
+		case <-a.pool.Changed():
 		case <-retry:
 		}
 	}
 }
 
-// applyNode carries addresses and ranges of this node to all that depend on them.
-func (a *Agent) applyNode(ctx context.Context, n *table.Node) error {
+// applyNode carries addresses and ranges of this node to all that depend on
+// them. known says that n is the API server's word.
+func (a *Agent) applyNode(ctx context.Context, n *table.Node, known bool) error {
 	addrs := a.enabled(n.Addrs)
 	if err := a.checkAddrs(n, addrs); err != nil {
 		return err
@@ -82,28 +84,44 @@ func (a *Agent) applyNode(ctx context.Context, n *table.Node) error {
 	if err := a.configure(addrs); err != nil {
 		return err
 	}
-	if len(n.PodCIDRs) == 0 {
-		return fmt.Errorf("node %s has no podCIDRs: start kube-controller-manager with --allocate-node-cidrs=true and --cluster-cidr", n.Name)
+	if err := a.endpoints.SetNodeAddrs(addrs); err != nil {
+		return err
 	}
-	if err := errors.Join(a.endpoints.SetNodeAddrs(addrs), a.endpoints.SetRanges(a.enabledRanges(n.PodCIDRs))); err != nil {
+	ranges, err := a.setRanges(ctx, n, known)
+	if err != nil {
 		return err
 	}
 	if err := a.ensureHealth(ctx); err != nil {
 		return err
 	}
-	if err := a.keep(func(m *memory) { m.UID, m.Addrs, m.PodCIDRs = n.UID, addrs, n.PodCIDRs }); err != nil {
+	if err := a.keep(func(m *memory) { m.UID, m.Addrs, m.PodCIDRs = n.UID, addrs, ranges }); err != nil {
 		return err
 	}
 	a.beginOnce.Do(func() { close(a.begin) })
 	return nil
 }
 
+// setRanges puts the node's ranges into effect and returns them.
+func (a *Agent) setRanges(ctx context.Context, n *table.Node, known bool) ([]netip.Prefix, error) {
+	if a.pool != nil {
+		return a.setPoolRanges(ctx, n, known)
+	}
+	if len(n.PodCIDRs) == 0 {
+		return nil, fmt.Errorf("node %s has no podCIDRs: start kube-controller-manager with --allocate-node-cidrs=true and --cluster-cidr", n.Name)
+	}
+	return n.PodCIDRs, a.endpoints.SetRanges(a.enabledRanges(n.PodCIDRs))
+}
+
 // publish tells the other nodes what this one has.
 func (a *Agent) publish(n *table.Node) {
-	a.publisher.Set(k8s.NodeInfo{
+	info := k8s.NodeInfo{
 		UID: n.UID, BootID: a.memFile.bootID, ProviderID: n.ProviderID,
-		Addrs: a.enabled(n.Addrs), PodCIDRs: a.endpoints.Ranges(), HealthIPs: a.healthIPs,
-	})
+		Addrs: a.enabled(n.Addrs), HealthIPs: a.healthIPs, Annotations: a.pool.Annotations(),
+	}
+	if a.pool == nil {
+		info.PodCIDRs = a.endpoints.Ranges()
+	}
+	a.publisher.Set(info)
 }
 
 // remembered returns what is known of the node from an earlier life, or nil.
@@ -186,6 +204,7 @@ func (a *Agent) followRoutes(ctx context.Context) error {
 		case <-changed:
 		}
 		a.derive.Refresh()
+		a.refreshNodeRoutes()
 		var desired []*table.Route
 		for r := range a.t.routes.All(a.t.db.ReadTxn()) {
 			desired = append(desired, r)

@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/google/renameio/v2"
 
+	"github.com/weft-net/weft/internal/config"
 	"github.com/weft-net/weft/internal/table"
 )
 
@@ -25,6 +27,7 @@ type memory struct {
 	Node     string         `json:"node"`
 	UID      string         `json:"uid"`
 	Addrs    []netip.Addr   `json:"addrs"`
+	IPAM     string         `json:"ipam"` // the mode that PodCIDRs come from; older agents knew kubernetes only
 	PodCIDRs []netip.Prefix `json:"podCIDRs"`
 	ProvenAt time.Time      `json:"provenAt"` // zero: not proven in this boot
 }
@@ -34,12 +37,13 @@ type memoryFile struct {
 	path   string
 	bootID string
 	node   string
+	ipam   string
 }
 
 // load returns what is remembered of this boot and node, or an empty memory. An
 // unreadable file is as good as none, and an error says so.
 func (f memoryFile) load() (memory, error) {
-	empty := memory{BootID: f.bootID, Node: f.node}
+	empty := memory{BootID: f.bootID, Node: f.node, IPAM: f.ipam}
 	b, err := os.ReadFile(f.path)
 	if errors.Is(err, os.ErrNotExist) {
 		return empty, nil
@@ -54,11 +58,14 @@ func (f memoryFile) load() (memory, error) {
 	if m.BootID != f.bootID || m.Node != f.node {
 		return empty, nil
 	}
+	if cmp.Or(m.IPAM, config.IPAMKubernetes) != cmp.Or(f.ipam, config.IPAMKubernetes) {
+		m.IPAM, m.PodCIDRs = f.ipam, nil // of another authority
+	}
 	return m, nil
 }
 
 func (f memoryFile) save(m memory) error {
-	m.BootID, m.Node = f.bootID, f.node
+	m.BootID, m.Node, m.IPAM = f.bootID, f.node, f.ipam
 	b, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
 		return fmt.Errorf("node state %s: %w", f.path, err)

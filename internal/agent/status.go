@@ -130,6 +130,17 @@ func (a *Agent) ipamComponent() rpc.Component {
 		c.State = rpc.StateWarning
 		c.Message += fmt.Sprintf("; %d pods have addresses outside of the node's ranges: delete those pods", st.Outside)
 	}
+	problems, holds := a.pool.Problems()
+	c.Details = slices.Concat(c.Details, problems, holds)
+	if len(problems) > 0 {
+		c.Message += "; " + problems[0]
+		if len(problems) > 1 {
+			c.Message += fmt.Sprintf(" (and %d more)", len(problems)-1)
+		}
+		if c.State == rpc.StateOK {
+			c.State = rpc.StateWarning
+		}
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.nodeErr != nil {

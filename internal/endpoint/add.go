@@ -218,8 +218,7 @@ func (m *Manager) address(ep *table.Endpoint, req AddRequest) error {
 		var err error
 		ips, err = m.alloc.Allocate(owner(ep))
 		if errors.Is(err, ipam.ErrNoRanges) {
-			return fmt.Errorf("node %s has %w: the API server has not told this agent one: see kubectl get node %s -o jsonpath={.spec.podCIDRs}, "+
-				"and run kube-controller-manager with --allocate-node-cidrs", m.p.Node, ErrNoPodCIDR, m.p.Node)
+			return fmt.Errorf("node %s has %w: %s", m.p.Node, ErrNoPodCIDR, m.noRange())
 		}
 		if err != nil {
 			return fmt.Errorf("node %s: %w", m.p.Node, err)
@@ -235,6 +234,17 @@ func (m *Manager) address(ep *table.Endpoint, req AddRequest) error {
 		}
 	}
 	return nil
+}
+
+// noRange says what is missing on a node without ranges.
+func (m *Manager) noRange() string {
+	if m.p.Settings.NoRange != nil {
+		if why := m.p.Settings.NoRange(); why != "" {
+			return why
+		}
+	}
+	return fmt.Sprintf("the API server has not told this agent one: see kubectl get node %s -o jsonpath={.spec.podCIDRs}, "+
+		"and run kube-controller-manager with --allocate-node-cidrs", m.p.Node)
 }
 
 // checkFixed makes sure that nobody has, or could be given, the addresses.

@@ -88,6 +88,11 @@ type Settings struct {
 	// Claimed reports that an address belongs to an object of a pod that is
 	// gone, so that it must not be given again yet (DATAPATH rule 15). May be nil.
 	Claimed func(netip.Addr) bool
+	// NoRange says why the node has no ranges, "" for what is usual; Remedy is
+	// what to do when they are used up. Both are parts of errors of Add, and may
+	// be left out.
+	NoRange func() string
+	Remedy  string
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 	// Concurrency bounds the operations at work at one time; 0 is 3.

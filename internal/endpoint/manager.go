@@ -72,7 +72,7 @@ func New(p Params) (*Manager, error) {
 	}
 	m := &Manager{
 		p: p, log: p.Log,
-		alloc: ipam.New(ipam.Config{Families: p.Settings.Families, Claimed: p.Settings.Claimed, Now: p.Settings.Now}),
+		alloc: ipam.New(ipam.Config{Families: p.Settings.Families, Claimed: p.Settings.Claimed, Now: p.Settings.Now, Remedy: p.Settings.Remedy}),
 		state: &stateFile{path: p.State.Path},
 		slots: semaphore.NewWeighted(int64(p.Settings.Concurrency)),
 		reap:  make(chan struct{}, 1),
@@ -91,6 +91,10 @@ func (m *Manager) SetRanges(ranges []netip.Prefix) error {
 	}
 	return nil
 }
+
+// ClearRanges takes the node's pod CIDRs away: pods keep their addresses, and no
+// Add finds one until SetRanges.
+func (m *Manager) ClearRanges() { m.alloc.Clear() }
 
 // SetNodeAddrs sets the node's addresses, of which the host's routes to pods
 // prefer the first of each family as source. Routes that exist are changed.

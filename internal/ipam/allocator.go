@@ -28,6 +28,9 @@ type Config struct {
 	// Claimed reports that something outside still claims the address, so that
 	// it must rest on. May be nil.
 	Claimed func(netip.Addr) bool
+	// Remedy is what an ExhaustedError proposes; "" stands for what fits ranges
+	// from Node.spec.podCIDRs.
+	Remedy string
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 }
@@ -84,6 +87,14 @@ func (a *Allocator) SetRanges(ranges []netip.Prefix) error {
 	}
 	a.ranges = next
 	return nil
+}
+
+// Clear takes all ranges away. Addresses in use stay with their owners; none are
+// given until SetRanges.
+func (a *Allocator) Clear() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.ranges = nil
 }
 
 // Ranges returns the ranges in use, nil before the first SetRanges.

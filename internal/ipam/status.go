@@ -80,10 +80,12 @@ type ExhaustedError struct {
 	Ranges []RangeStatus // of that family
 	// Next is how long until an address has rested enough; 0 if none is resting.
 	Next time.Duration
+	// Remedy is Config.Remedy.
+	Remedy string
 }
 
 func (a *Allocator) exhausted(v6 bool, now time.Time) error {
-	e := &ExhaustedError{V6: v6}
+	e := &ExhaustedError{V6: v6, Remedy: a.cfg.Remedy}
 	for _, r := range a.status(now).Ranges {
 		if r.Prefix.Addr().Is6() == v6 {
 			e.Ranges = append(e.Ranges, r)
@@ -108,9 +110,12 @@ func (e *ExhaustedError) Error() string {
 	if e.Next > 0 {
 		next = fmt.Sprintf(" (the next is free in %s)", e.Next.Round(time.Second))
 	}
-	return fmt.Sprintf("%s pool %s is exhausted: %s addresses, %d in use, %d quarantined%s: delete pods on this node or add nodes; "+
-		"larger node ranges (--node-cidr-mask-size of kube-controller-manager) reach only nodes that join later",
-		familyName(e.V6), joinPrefixes(ps), count(total), used, resting, next)
+	remedy := e.Remedy
+	if remedy == "" {
+		remedy = "larger node ranges (--node-cidr-mask-size of kube-controller-manager) reach only nodes that join later"
+	}
+	return fmt.Sprintf("%s pool %s is exhausted: %s addresses, %d in use, %d quarantined%s: delete pods on this node or add nodes; %s",
+		familyName(e.V6), joinPrefixes(ps), count(total), used, resting, next, remedy)
 }
 
 func saturatingAdd(x, y uint64) uint64 {

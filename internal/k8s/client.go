@@ -33,6 +33,7 @@ import (
 	"k8s.io/klog/v2"
 
 	ciliumv2 "github.com/weft-net/weft/api/cilium.io/v2"
+	weftv1alpha1 "github.com/weft-net/weft/api/weft.dev/v1alpha1"
 )
 
 // CredentialsDir is where the kubelet mounts a service account.
@@ -51,8 +52,11 @@ type Config struct {
 	Server string
 	// CredentialsDir holds ca.crt and token; the token is read anew as it changes.
 	CredentialsDir string
-	UserAgent      string
-	Log            *slog.Logger
+	// ClusterPool: nodes' pod ranges stand in their CiliumNodes, where the
+	// operator writes them, and not in Node.spec.podCIDRs.
+	ClusterPool bool
+	UserAgent   string
+	Log         *slog.Logger
 }
 
 // Client makes calls to the API server and remembers how they went.
@@ -62,8 +66,10 @@ type Client struct {
 	http   *http.Client
 	core   *rest.RESTClient
 	cilium *rest.RESTClient
+	weft   *rest.RESTClient
 	params runtime.ParameterCodec
 	conn   *connection
+	pool   bool // Config.ClusterPool
 }
 
 // NewClient prepares the clients. It makes no call.
@@ -111,16 +117,20 @@ func NewClient(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kubernetes API %s: %w", server, err)
 	}
+	weft, err := restFor("/apis", weftv1alpha1.SchemeGroupVersion(), runtime.ContentTypeJSON)
+	if err != nil {
+		return nil, fmt.Errorf("kubernetes API %s: %w", server, err)
+	}
 	return &Client{
-		node: cfg.NodeName, log: cfg.Log, http: httpClient, core: core, cilium: cilium,
-		params: runtime.NewParameterCodec(scheme), conn: newConnection(server),
+		node: cfg.NodeName, log: cfg.Log, http: httpClient, core: core, cilium: cilium, weft: weft,
+		params: runtime.NewParameterCodec(scheme), conn: newConnection(server), pool: cfg.ClusterPool,
 	}, nil
 }
 
 func newScheme() (*runtime.Scheme, error) {
 	scheme := runtime.NewScheme()
 	metav1.AddToGroupVersion(scheme, schema.GroupVersion{Version: "v1"})
-	return scheme, errors.Join(corev1.AddToScheme(scheme), ciliumv2.AddToScheme(scheme))
+	return scheme, errors.Join(metav1.AddMetaToScheme(scheme), corev1.AddToScheme(scheme), ciliumv2.AddToScheme(scheme), weftv1alpha1.AddToScheme(scheme))
 }
 
 // Close drops idle connections.

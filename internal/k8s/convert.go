@@ -14,8 +14,9 @@ import (
 )
 
 // nodeRow makes the row of a node; cn is nil where its agent has not spoken yet.
-// Addresses and ranges that cannot be parsed are left out.
-func nodeRow(n *corev1.Node, cn *ciliumv2.CiliumNode, local bool) *table.Node {
+// With pool, the pod ranges are those of cn. Addresses and ranges that cannot be
+// parsed are left out.
+func nodeRow(n *corev1.Node, cn *ciliumv2.CiliumNode, local, pool bool) *table.Node {
 	row := &table.Node{Name: n.Name, Local: local, UID: string(n.UID), ProviderID: n.Spec.ProviderID}
 	for _, a := range n.Status.Addresses {
 		if a.Type != corev1.NodeInternalIP {
@@ -25,11 +26,7 @@ func nodeRow(n *corev1.Node, cn *ciliumv2.CiliumNode, local bool) *table.Node {
 			row.Addrs = append(row.Addrs, ip.Unmap())
 		}
 	}
-	cidrs := n.Spec.PodCIDRs
-	if len(cidrs) == 0 && n.Spec.PodCIDR != "" {
-		cidrs = []string{n.Spec.PodCIDR}
-	}
-	for _, s := range cidrs {
+	for _, s := range podCIDRs(n, cn, pool) {
 		if p, err := netip.ParsePrefix(s); err == nil {
 			row.PodCIDRs = append(row.PodCIDRs, p)
 		}
@@ -44,6 +41,9 @@ func nodeRow(n *corev1.Node, cn *ciliumv2.CiliumNode, local bool) *table.Node {
 	}
 	row.AgentNotReady = slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == AgentNotReadyTaint })
 	if cn != nil {
+		if local && pool {
+			row.PoolError = cn.Status.IPAM.OperatorStatus.Error
+		}
 		for _, s := range []string{cn.Spec.HealthAddressing.IPv4, cn.Spec.HealthAddressing.IPv6} {
 			if ip, err := netip.ParseAddr(s); err == nil {
 				row.HealthIPs = append(row.HealthIPs, ip.Unmap())
@@ -53,8 +53,22 @@ func nodeRow(n *corev1.Node, cn *ciliumv2.CiliumNode, local bool) *table.Node {
 	return row
 }
 
+// podCIDRs are a node's ranges as the API server shows them. A CiliumNode that
+// is not Weft's was left by another network, and its ranges are not in force.
+func podCIDRs(n *corev1.Node, cn *ciliumv2.CiliumNode, pool bool) []string {
+	switch {
+	case pool && (cn == nil || !owned(cn.Labels)):
+		return nil
+	case pool:
+		return cn.Spec.IPAM.PodCIDRs
+	case len(n.Spec.PodCIDRs) == 0 && n.Spec.PodCIDR != "":
+		return []string{n.Spec.PodCIDR}
+	}
+	return n.Spec.PodCIDRs
+}
+
 func sameNode(a, b *table.Node) bool {
-	return a.Name == b.Name && a.Local == b.Local && a.UID == b.UID && a.ProviderID == b.ProviderID &&
+	return a.Name == b.Name && a.Local == b.Local && a.UID == b.UID && a.ProviderID == b.ProviderID && a.PoolError == b.PoolError &&
 		a.Ready == b.Ready && a.NetworkReady == b.NetworkReady && a.AgentNotReady == b.AgentNotReady &&
 		slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.PodCIDRs, b.PodCIDRs) && slices.Equal(a.HealthIPs, b.HealthIPs)
 }
@@ -123,10 +137,12 @@ func stripNode(n *corev1.Node) *corev1.Node {
 
 // stripCiliumNode keeps what nodeRow reads.
 func stripCiliumNode(n *ciliumv2.CiliumNode) *ciliumv2.CiliumNode {
-	return &ciliumv2.CiliumNode{
-		ObjectMeta: stripMeta(n.ObjectMeta),
-		Spec:       ciliumv2.NodeSpec{HealthAddressing: n.Spec.HealthAddressing},
-	}
+	out := &ciliumv2.CiliumNode{ObjectMeta: stripMeta(n.ObjectMeta)}
+	out.Labels = n.Labels
+	out.Spec.HealthAddressing = n.Spec.HealthAddressing
+	out.Spec.IPAM.PodCIDRs = n.Spec.IPAM.PodCIDRs
+	out.Status.IPAM.OperatorStatus = n.Status.IPAM.OperatorStatus
+	return out
 }
 
 // stripEndpoint keeps what podRow reads.

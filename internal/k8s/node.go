@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -30,9 +31,11 @@ type NodeInfo struct {
 	UID        string // of the Node, which owns the CiliumNode
 	BootID     string
 	ProviderID string
-	Addrs      []netip.Addr // InternalIPs
-	PodCIDRs   []netip.Prefix
+	Addrs      []netip.Addr   // InternalIPs
+	PodCIDRs   []netip.Prefix // not with Config.ClusterPool, where they are the operator's to write
 	HealthIPs  []netip.Addr
+	// Annotations to set; all others stay as they are.
+	Annotations map[string]string
 }
 
 // Publisher keeps this node's CiliumNode as Set was told last.
@@ -121,10 +124,22 @@ func (c *Client) publishNode(ctx context.Context, info NodeInfo) error {
 	if !owned(cur.Labels) {
 		return fmt.Errorf("CiliumNode %s %w", c.node, ErrNotOurs)
 	}
-	if equality.Semantic.DeepEqual(cur.Spec, want.Spec) && equality.Semantic.DeepEqual(cur.OwnerReferences, want.OwnerReferences) {
+	if c.pool {
+		want.Spec.IPAM = cur.Spec.IPAM
+	}
+	annotated := true
+	for k, v := range want.Annotations {
+		have, ok := cur.Annotations[k]
+		annotated = annotated && ok && have == v
+	}
+	if annotated && equality.Semantic.DeepEqual(cur.Spec, want.Spec) && equality.Semantic.DeepEqual(cur.OwnerReferences, want.OwnerReferences) {
 		return nil
 	}
 	cur.Spec, cur.OwnerReferences = want.Spec, want.OwnerReferences
+	if cur.Annotations == nil {
+		cur.Annotations = map[string]string{}
+	}
+	maps.Copy(cur.Annotations, want.Annotations)
 	err = c.cilium.Put().Resource(ciliumv2.CiliumNodeResource).Name(c.node).Body(&cur).Do(ctx).Error()
 	return wrap(err, "update CiliumNode %s", c.node)
 }
@@ -138,6 +153,7 @@ func ciliumNode(name string, info NodeInfo) *ciliumv2.CiliumNode {
 		},
 		Spec: ciliumv2.NodeSpec{BootID: info.BootID, InstanceID: info.ProviderID},
 	}
+	n.Annotations = info.Annotations
 	if info.UID != "" {
 		n.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: name, UID: types.UID(info.UID)}}
 	}

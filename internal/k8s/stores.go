@@ -20,6 +20,7 @@ import (
 type nodeStore struct {
 	tables          Tables
 	local           string
+	pool            bool // Config.ClusterPool
 	nodesDone       func(statedb.WriteTxn)
 	ciliumNodesDone func(statedb.WriteTxn)
 	ownChanged      chan struct{} // the local CiliumNode changed or went
@@ -44,7 +45,7 @@ func (s *nodeStore) commit(names []string, done func(statedb.WriteTxn)) error {
 			}
 			continue
 		}
-		row := nodeRow(n, s.ciliumNodes[name], name == s.local)
+		row := nodeRow(n, s.ciliumNodes[name], name == s.local, s.pool)
 		if found && sameNode(old, row) {
 			continue // a heartbeat, not news
 		}

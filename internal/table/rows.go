@@ -110,7 +110,7 @@ type Node struct {
 	Name      string         `json:"name"`
 	Local     bool           `json:"local"`
 	Addrs     []netip.Addr   `json:"addrs"`    // InternalIPs, the primary family first
-	PodCIDRs  []netip.Prefix `json:"podCIDRs"` // Node.spec.podCIDRs
+	PodCIDRs  []netip.Prefix `json:"podCIDRs"` // Node.spec.podCIDRs, with ipam cluster-pool CiliumNode.spec.ipam.podCIDRs
 	HealthIPs []netip.Addr   `json:"healthIPs"`
 	Ready     bool           `json:"ready"` // condition Ready
 
@@ -118,6 +118,7 @@ type Node struct {
 	ProviderID    string `json:"providerID,omitempty"`    // Node.spec.providerID
 	AgentNotReady bool   `json:"agentNotReady,omitempty"` // carries the taint node.cilium.io/agent-not-ready
 	NetworkReady  bool   `json:"networkReady,omitempty"`  // condition NetworkUnavailable is False
+	PoolError     string `json:"poolError,omitempty"`     // of the local node: why the operator gives it no range
 }
 
 // Addr returns the node's address of the family of like, or an invalid one.
