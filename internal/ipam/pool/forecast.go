@@ -65,6 +65,7 @@ func usage(l Ledger, in Inputs, t *terrain, v6 bool) Usage {
 			}
 		}
 	}
+	ranges := len(held)
 	held = merge(held)
 	heldOrResting := merge(append(append(spans{}, held...), resting...))
 	all := merge(append(append(spans{}, heldOrResting...), t.blocked...))
@@ -83,7 +84,7 @@ func usage(l Ledger, in Inputs, t *terrain, v6 bool) Usage {
 	}
 	f.prepare(l, nil, v6)
 	u.Next, _ = f.take()
-	u.Exhausted = lasts(l.Growth, in.Now, u.Free, len(held), v6)
+	u.Exhausted = lasts(l.Growth, in.Now, u.Free, ranges, v6)
 	return u
 }
 

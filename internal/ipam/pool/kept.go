@@ -92,7 +92,7 @@ func (p *planner) hit(f *field, hs []holding) []Finding {
 	}
 	var out []Finding
 	acks := acknowledged(p.in.Acknowledged, f.v6)
-	for _, u := range gather(p.in, f.v6) {
+	for _, u := range f.uses {
 		s := spanOf(u.CIDR)
 		i, _ := slices.BinarySearchFunc(hs, s.lo, func(h holding, n num) int { return h.hi.compare(n) })
 		var touched []holding
@@ -120,7 +120,8 @@ func (p *planner) hit(f *field, hs []holding) []Finding {
 	return out
 }
 
-// maxHits bounds the findings about granted ranges, in a family.
+// maxHits bounds the findings about the hazards of one CIDR, and those about
+// granted ranges, in a family.
 const maxHits = 32
 
 func narrower(a, b netip.Prefix) netip.Prefix {

@@ -142,6 +142,9 @@ func (p *planner) endQuarantines() {
 // adopt enters ranges into the ledger that living nodes use without its word,
 // and keeps clear of those that it cannot take over.
 func (p *planner) adopt() {
+	if !slices.ContainsFunc(p.living, p.strays) {
+		return
+	}
 	owners := map[netip.Prefix]string{}
 	var held [2]spans
 	for node, ps := range p.next.Grants {
@@ -174,6 +177,11 @@ func (p *planner) adopt() {
 			p.findings = append(p.findings, claim(p.in.Pool, d.Node, h, owners[h]))
 		}
 	}
+}
+
+// strays reports whether a node holds a range that the ledger does not give to it.
+func (p *planner) strays(d Demand) bool {
+	return slices.ContainsFunc(d.Held, func(h netip.Prefix) bool { return !slices.Contains(p.next.Grants[d.Node], h) })
 }
 
 // takeBack removes a range from quarantine and rest. It fails if another node

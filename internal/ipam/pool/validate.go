@@ -61,25 +61,25 @@ func Validate(in Inputs) []Finding {
 // terrain is what a pool offers in one family, whoever holds it.
 type terrain struct {
 	grids    []grid
+	uses     []use
 	blocked  spans // by hazards, within the grids
 	findings []Finding
 }
 
 func newTerrain(in Inputs, v6 bool) *terrain {
-	t := &terrain{}
-	hazards := gather(in, v6)
+	t := &terrain{uses: gather(in, v6)}
 	acks := acknowledged(in.Acknowledged, v6)
 	fam := in.Pool.family(v6)
-	var taken []netip.Prefix
+	var earlier []netip.Prefix
 	for _, c := range fam.CIDRs {
-		if text := unusable(in.Pool, v6, c, taken); text != "" {
+		if text := unusable(in.Pool, v6, c, earlier); text != "" {
 			t.findings = append(t.findings, Finding{Severity: Refuse, Pool: in.Pool.Name, CIDR: c, Text: fmt.Sprintf("pool %s: CIDR %s: %s", in.Pool.Name, c, text)})
 			continue
 		}
-		taken = append(taken, c)
+		earlier = append(earlier, c)
 		g := newGrid(c, fam.MaskSize)
 		t.grids = append(t.grids, g)
-		t.survey(in.Pool, c, g, hazards, acks)
+		t.survey(in.Pool, c, g, acks)
 	}
 	t.blocked = merge(t.blocked)
 	return t
@@ -176,9 +176,10 @@ func acknowledged(ps []netip.Prefix, v6 bool) spans {
 }
 
 // survey blocks what hazards take of one CIDR and reports it.
-func (t *terrain) survey(p Pool, c netip.Prefix, g grid, hazards []use, acks spans) {
-	var reported spans // what a finding speaks of already
-	for _, h := range hazards {
+func (t *terrain) survey(p Pool, c netip.Prefix, g grid, acks spans) {
+	var subnets spans // what findings speak of already
+	reported, more := 0, 0
+	for _, h := range t.uses {
 		if !h.CIDR.Overlaps(c) {
 			continue
 		}
@@ -194,35 +195,46 @@ func (t *terrain) survey(p Pool, c netip.Prefix, g grid, hazards []use, acks spa
 		if len(left) == 0 {
 			continue
 		}
-		f := Finding{Pool: p.Name, CIDR: c, Hazard: h.Hazard}
-		what := h.describe()
-		if wider && h.Kind == Route {
-			f.Severity = Warn
-			f.Text = fmt.Sprintf("pool %s: CIDR %s lies within %s: pods' routes win over it on every node; if nothing that pods or nodes talk to is in %s, acknowledge it in %s",
-				p.Name, c, what, c, AcknowledgeSetting)
-			t.findings = append(t.findings, f)
-			continue
+		harmless := wider && h.Kind == Route
+		if !harmless {
+			t.blocked = append(t.blocked, left...)
 		}
-		t.blocked = append(t.blocked, left...)
-		if h.Kind == NodeAddress && reported.touch(common) {
+		if h.Kind == NodeAddress && subnets.touch(common) {
 			continue // its subnet has been named
 		}
-		reported = merge(append(reported, common))
-		lost, all := g.touched(merge(left)), g.blocks()
-		f.Severity = Withhold
-		amount := fmt.Sprintf("%s of its %s blocks of /%d are", number(lost), number(all), g.mask)
-		if lost == all {
-			f.Severity = Refuse
-			amount = "none of its blocks is"
+		if h.Kind == Connected {
+			subnets = merge(append(subnets, common))
 		}
-		f.Text = fmt.Sprintf("pool %s: CIDR %s overlaps %s: %s granted", p.Name, c, what, amount)
-		if f.Severity == Withhold {
-			f.Text = fmt.Sprintf("pool %s: CIDR %s overlaps %s: %s not granted", p.Name, c, what, amount)
+		if reported == maxHits {
+			more++
+			continue
+		}
+		reported++
+		f := Finding{Severity: Warn, Pool: p.Name, CIDR: c, Hazard: h.Hazard}
+		if harmless {
+			f.Text = fmt.Sprintf("pool %s: CIDR %s lies within %s: pods' routes win over it on every node; if nothing that pods or nodes talk to is in %s, acknowledge it in %s",
+				p.Name, c, h.describe(), c, AcknowledgeSetting)
 		} else {
-			f.Text += "; " + remedy(p, isV6(c), h.Hazard)
+			f.Severity, f.Text = taken(p, c, g, h, left)
 		}
 		t.findings = append(t.findings, f)
 	}
+	if more > 0 {
+		t.findings = append(t.findings, Finding{
+			Severity: Withhold, Pool: p.Name, CIDR: c,
+			Text: fmt.Sprintf("pool %s: CIDR %s overlaps %d more ranges, which are not listed", p.Name, c, more),
+		})
+	}
+}
+
+// taken says how much of a CIDR a hazard takes.
+func taken(p Pool, c netip.Prefix, g grid, h use, left spans) (Severity, string) {
+	lost, all := g.touched(merge(left)), g.blocks()
+	text := fmt.Sprintf("pool %s: CIDR %s overlaps %s: ", p.Name, c, h.describe())
+	if lost == all {
+		return Refuse, text + "none of its blocks is granted; " + remedy(p, isV6(c), h.Hazard)
+	}
+	return Withhold, text + fmt.Sprintf("%s of its %s blocks of /%d are not granted", number(lost), number(all), g.mask)
 }
 
 // remedy says how to get rid of a hazard that takes a whole CIDR.
