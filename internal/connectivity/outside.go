@@ -272,7 +272,7 @@ func Addresses() ([]netip.Addr, error) {
 func ParseTarget(ctx context.Context, s string) ([]netip.AddrPort, error) {
 	host, port := s, "0"
 	if _, err := netip.ParseAddr(s); err != nil {
-		if h, p, err := net.SplitHostPort(s); err == nil {
+		if h, p, err := net.SplitHostPort(s); err == nil && !strings.Contains(s, "/") {
 			host, port = h, p
 		} else if strings.ContainsAny(s, "[]:/") {
 			return nil, fmt.Errorf("--external-target %q: write HOST, HOST:PORT or [IPv6]:PORT", s)
