@@ -35,7 +35,7 @@ help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## Programs to build/bin: weft, weft-agent, weft-cni, weft-lab
+build: ## Programs to build/bin: weft, weft-agent, weft-operator, weft-cni, weft-lab
 	go build -trimpath -ldflags '$(GO_LDFLAGS)' -o $(BIN)/ ./cmd/...
 	$(MAKE) lab
 	ln -sf weft $(BIN)/kubectl-weft

@@ -28,6 +28,7 @@ was=$("${in_lab[@]}" kubectl -n kube-system get ds cilium --ignore-not-found -o 
 "${in_lab[@]}" build/tools/helm upgrade --install weft "$chart" --namespace kube-system \
 	--set "ipv6.enabled=true,k8sServiceHost=${hostport%:*},k8sServicePort=${hostport##*:}" "$@"
 # The tag stays the same while the image behind it is new.
-[ -z "$was" ] || "${in_lab[@]}" kubectl -n kube-system rollout restart ds/cilium
+[ -z "$was" ] || "${in_lab[@]}" kubectl -n kube-system rollout restart ds/cilium deploy/cilium-operator
 "${in_lab[@]}" kubectl -n kube-system rollout status ds/cilium --timeout=180s
+"${in_lab[@]}" kubectl -n kube-system rollout status deploy/cilium-operator --timeout=120s
 "${in_lab[@]}" build/bin/weft status --wait

@@ -104,6 +104,9 @@ func TestSettingsAreWhatTheAgentReads(t *testing.T) {
 		if _, err := config.Parse(data); err != nil {
 			t.Errorf("helm template %v: the agent says: %v", args, err)
 		}
+		if _, err := config.ParseOperator(data); err != nil {
+			t.Errorf("helm template %v: the operator says: %v", args, err)
+		}
 	}
 	cfg, err := config.Parse(settings(t, "--set", "devices={eth0,bond*}"))
 	if err != nil {
@@ -141,13 +144,23 @@ func TestEachHonouredKeyHasAnEffect(t *testing.T) {
 		"k8sServiceHost":                `"10.0.0.1"`,
 		"k8sServicePort":                "6444",
 		"nodeSelector":                  `{"a":"b"}`,
+		"operator.affinity":             `{"podAntiAffinity":null}`,
+		"operator.healthPort":           "9235",
+		"operator.nodeGCInterval":       `"1m"`,
+		"operator.nodeSelector":         `{"a":"b"}`,
+		"operator.priorityClassName":    `"other"`,
+		"operator.prometheus.enabled":   "false",
+		"operator.prometheus.port":      "9964",
+		"operator.replicas":             "2",
+		"operator.resources":            `{"limits":{"memory":"1Gi"}}`,
+		"operator.tolerations":          `[{"key":"a"}]`,
 		"podAnnotations":                `{"a":"b"}`,
 		"podLabels":                     `{"a":"b"}`,
 		"pprof.enabled":                 "true",
 		"pprof.port":                    "6061",
 		"priorityClassName":             `"other"`,
 		"prometheus.enabled":            "false",
-		"prometheus.port":               "9963",
+		"prometheus.port":               "9970",
 		"resources":                     `{"limits":{"memory":"1Gi"}}`,
 		"rollOutCiliumPods":             "false",
 		"terminationGracePeriodSeconds": "9",
@@ -306,6 +319,15 @@ func TestRefusals(t *testing.T) {
 		{"k8sServicePort=6443", []string{"k8sServiceHost"}},
 		{"prometheus.port=9879", []string{"healthPort"}},
 		{"pprof.enabled=true,pprof.port=9962", []string{"pprof.port"}},
+		{"operator.prometheus.port=9234", []string{"operator.healthPort already"}},
+		{"operator.healthPort=9879", []string{"operator.healthPort: 9879 is a port of the agent"}},
+		{"operator.setNodeTaints=true", []string{"nobody taints it again"}},
+		{"operator.removeNodeTaints=false", []string{"its own node"}},
+		{"operator.replicas=none", []string{"/operator/replicas"}},
+		{"operator.enabled=false", []string{"operator.replicas=0"}},
+		{"operatorReplicas=1", []string{"operator.replicas"}},
+		{"operator.identityGCInterval=1m", []string{"identities are not allocated yet"}},
+		{"ipam.mode=cluster-pool,ipv6.enabled=true", []string{"ipam.operator.clusterPoolIPv4PodCIDRList: is empty", "ipam.operator.clusterPoolIPv6PodCIDRList: is empty"}},
 		{"MTU=100", []string{"/MTU"}},
 		{"devices=7", []string{"/devices"}},
 		{"image.digest=latest", []string{"/image/digest"}},
@@ -421,6 +443,58 @@ func TestDaemonSet(t *testing.T) {
 	wantMount(t, c, "/run/netns", corev1.MountPropagationHostToContainer)
 }
 
+// Fault: the operator cannot run where it is needed first, on nodes that are not
+// ready; or it runs with rights over the node that it has no use for.
+func TestOperatorDeployment(t *testing.T) {
+	d := object[appsv1.Deployment](t, render(t), "Deployment/cilium-operator")
+	pod := d.Spec.Template
+	for k, v := range map[string]string{"name": "cilium-operator", "io.cilium/app": "operator", "app.kubernetes.io/part-of": "weft"} {
+		if d.Labels[k] != v || pod.Labels[k] != v {
+			t.Errorf("label %s is %q on the Deployment and %q on its pods, want %q", k, d.Labels[k], pod.Labels[k], v)
+		}
+	}
+	if !pod.Spec.HostNetwork || pod.Spec.PriorityClassName != "system-cluster-critical" || pod.Spec.ServiceAccountName != "cilium-operator" {
+		t.Errorf("hostNetwork %v, priority %s, account %s", pod.Spec.HostNetwork, pod.Spec.PriorityClassName, pod.Spec.ServiceAccountName)
+	}
+	if len(pod.Spec.Tolerations) != 1 || pod.Spec.Tolerations[0] != (corev1.Toleration{Operator: corev1.TolerationOpExists}) {
+		t.Errorf("tolerations %v: nodes become ready by what it does", pod.Spec.Tolerations)
+	}
+	c := pod.Spec.Containers[0]
+	sc := c.SecurityContext
+	if sc.Privileged != nil || !*sc.ReadOnlyRootFilesystem || *sc.AllowPrivilegeEscalation || len(sc.Capabilities.Add) > 0 ||
+		!slices.Equal(sc.Capabilities.Drop, []corev1.Capability{"ALL"}) || !*pod.Spec.SecurityContext.RunAsNonRoot {
+		t.Errorf("security context: %+v", sc)
+	}
+	if c.Resources.Limits.Memory().IsZero() {
+		t.Error("no memory limit")
+	}
+	for name, p := range map[string]*corev1.Probe{"liveness": c.LivenessProbe, "readiness": c.ReadinessProbe} {
+		if p == nil || p.HTTPGet == nil || p.HTTPGet.Host != "127.0.0.1" || p.HTTPGet.Port.IntValue() != 9234 {
+			t.Errorf("%s probe %+v, want HTTP to 127.0.0.1:9234", name, p)
+		}
+	}
+	for _, v := range pod.Spec.Volumes {
+		if v.ConfigMap == nil {
+			t.Errorf("volume %s: the operator needs nothing of the node", v.Name)
+		}
+	}
+}
+
+// Fault: a change of the pool restarts the operator, and while it starts nobody
+// gets a range; or a change of what it reads at its start does not restart it.
+func TestPoolIsReadWhileRunning(t *testing.T) {
+	sum := func(set string) string {
+		return object[appsv1.Deployment](t, render(t, "--set", set), "Deployment/cilium-operator").Spec.Template.Annotations["weft.dev/config-checksum"]
+	}
+	a := sum("MTU=0")
+	if b := sum("ipam.operator.clusterPoolIPv4PodCIDRList=10.10.0.0/16"); a != b {
+		t.Error("a change of the pool restarts the operator")
+	}
+	if b := sum("operator.prometheus.port=9964"); a == b {
+		t.Error("a change of a port does not restart the operator")
+	}
+}
+
 func wantMount(t *testing.T, c corev1.Container, path string, prop corev1.MountPropagationMode) {
 	t.Helper()
 	for _, m := range c.VolumeMounts {
@@ -469,6 +543,25 @@ func TestAgentsRights(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("rights (-want +got):\n%s", diff)
+	}
+}
+
+// Fault: the operator may do more in the cluster than it has use for.
+func TestOperatorsRights(t *testing.T) {
+	role := object[rbacv1.ClusterRole](t, render(t), "ClusterRole/weft-operator")
+	got := map[string][]string{}
+	for _, r := range role.Rules {
+		for _, res := range r.Resources {
+			got[res] = append(got[res], r.Verbs...)
+		}
+	}
+	want := map[string][]string{
+		"nodes":       {"get", "list", "watch"},
+		"ciliumnodes": {"get", "list", "watch", "delete"},
+		"events":      {"create"},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("rights in mode kubernetes (-want +got):\n%s", diff)
 	}
 }
 

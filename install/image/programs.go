@@ -12,7 +12,7 @@ import (
 
 // addPrograms puts Weft's programs under /usr/bin, compiled here or before.
 func addPrograms(ctx context.Context, t *tree, o options, dir string) error {
-	for _, name := range []string{"weft-agent", "weft", "weft-cni"} {
+	for _, name := range []string{"weft-agent", "weft-operator", "weft", "weft-cni"} {
 		from := filepath.Join(o.bin, name)
 		if o.bin == "" {
 			from = filepath.Join(dir, name)

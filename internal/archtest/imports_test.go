@@ -34,6 +34,7 @@ func rules() []rule {
 		{pkg: "internal/reconcile", deny: []string{"client-go", "ebpf", "netlink"}, deps: true},
 		{pkg: "internal/config", deny: []string{"client-go", "ebpf", "netlink"}, deps: true},
 		{pkg: "internal/k8s", deny: []string{"ebpf", "netlink"}, deps: true},
+		{pkg: "internal/operator", deny: []string{"ebpf", "netlink", "statedb"}, deps: true},
 		{pkg: "internal/datapath", deny: []string{"client-go"}, deps: true},
 		{pkg: "internal/datapath/maps", deny: []string{"client-go", "netlink"}, deps: true},
 		{pkg: "internal/datapath/link", deny: []string{"client-go", "ebpf"}, deps: true},
@@ -80,7 +81,7 @@ func within(path, module string) bool { return path == module || strings.HasPref
 // Fault: the API server is spoken to from a second place in the agent, which
 // then has its own idea of what is there.
 func TestOneImporterOfClientGo(t *testing.T) {
-	may := []string{"internal/k8s", "internal/cli/kube", "test", "install"}
+	may := []string{"internal/k8s", "internal/operator", "internal/cli/kube", "test", "install"}
 	for name, p := range ours(t) {
 		if slices.ContainsFunc(may, func(m string) bool { return within(name, m) }) {
 			continue

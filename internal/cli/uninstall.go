@@ -71,6 +71,7 @@ func collections(namespace string) []collection {
 		{"deployment", "/apis/apps/v1" + ns + "/deployments"},
 		{"service", "/api/v1" + ns + "/services"},
 		{"configmap", "/api/v1" + ns + "/configmaps"},
+		{"lease", "/apis/coordination.k8s.io/v1" + ns + "/leases"},
 		{"rolebinding", "/apis/rbac.authorization.k8s.io/v1" + ns + "/rolebindings"},
 		{"role", "/apis/rbac.authorization.k8s.io/v1" + ns + "/roles"},
 		{"clusterrolebinding", "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"},

@@ -4,8 +4,24 @@ app.kubernetes.io/name: cilium-agent
 app.kubernetes.io/part-of: weft
 {{- end -}}
 
+{{- define "weft.operatorLabels" -}}
+name: cilium-operator
+io.cilium/app: operator
+app.kubernetes.io/name: cilium-operator
+app.kubernetes.io/part-of: weft
+{{- end -}}
+
+{{- define "weft.operatorMetaLabels" -}}
+{{ include "weft.operatorLabels" . }}
+{{ include "weft.releaseLabels" . }}
+{{- end -}}
+
 {{- define "weft.metaLabels" -}}
 {{ include "weft.labels" . }}
+{{ include "weft.releaseLabels" . }}
+{{- end -}}
+
+{{- define "weft.releaseLabels" -}}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
@@ -36,10 +52,10 @@ annotations:
 {{/*
 Half of the memory limit, for Go's heap: the rest is for BPF maps, which the
 kernel charges to the container, and for the program itself. A limit that is not
-in Mi or Gi leaves Go without one.
+in Mi or Gi leaves Go without one. Takes a container's resources.
 */}}
 {{- define "weft.gomemlimit" -}}
-{{- $limit := toString (dig "limits" "memory" "" .Values.resources) -}}
+{{- $limit := toString (dig "limits" "memory" "" .) -}}
 {{- if regexMatch "^[0-9]+Mi$" $limit -}}
 {{ div (trimSuffix "Mi" $limit | int) 2 }}MiB
 {{- else if regexMatch "^[0-9]+Gi$" $limit -}}
@@ -47,7 +63,16 @@ in Mi or Gi leaves Go without one.
 {{- end -}}
 {{- end -}}
 
-{{/* Settings of the agent: internal/config holds their meaning. */}}
+{{/* Settings of the operator alone. */}}
+{{- define "weft.operatorConfig" -}}
+{{- with .Values.operator -}}
+operator-health-port: {{ .healthPort | int | quote }}
+operator-prometheus-port: {{ ternary (.prometheus.port | int) 0 .prometheus.enabled | quote }}
+nodes-gc-interval: {{ .nodeGCInterval | quote }}
+{{- end -}}
+{{- end -}}
+
+{{/* Settings of the agents, and of the pool: internal/config holds their meaning. */}}
 {{- define "weft.config" -}}
 enable-ipv4: {{ .Values.ipv4.enabled | quote }}
 enable-ipv6: {{ .Values.ipv6.enabled | quote }}

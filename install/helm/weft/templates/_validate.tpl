@@ -33,6 +33,23 @@ weft.validate fails with one line for each value that Weft does not honour.
 {{- if and $v.pprof.enabled (has (int $v.pprof.port) (list (int $v.healthPort) (ternary (int $v.prometheus.port) 0 $v.prometheus.enabled))) -}}
 {{- $add = append $add (printf "pprof.port: %d is taken by healthPort or prometheus.port; choose another" (int $v.pprof.port)) -}}
 {{- end -}}
+{{- $o := $v.operator -}}
+{{- if and $o.prometheus.enabled (eq (int $o.prometheus.port) (int $o.healthPort)) -}}
+{{- $add = append $add (printf "operator.prometheus.port: %d is operator.healthPort already; choose another" (int $o.healthPort)) -}}
+{{- end -}}
+{{- range $key, $port := dict "operator.healthPort" $o.healthPort "operator.prometheus.port" (ternary $o.prometheus.port 0 $o.prometheus.enabled) -}}
+{{- if has (int $port) (list (int $v.healthPort) (ternary (int $v.prometheus.port) -1 $v.prometheus.enabled) (ternary (int $v.pprof.port) -1 $v.pprof.enabled)) -}}
+{{- $add = append $add (printf "%s: %d is a port of the agent, which runs on the same node; choose another" $key (int $port)) -}}
+{{- end -}}
+{{- end -}}
+{{- if eq $v.ipam.mode "cluster-pool" -}}
+{{- if and $v.ipv4.enabled (not (include "weft.words" $v.ipam.operator.clusterPoolIPv4PodCIDRList | trim)) -}}
+{{- $add = append $add "ipam.operator.clusterPoolIPv4PodCIDRList: is empty, and there is no default, as a range that something in your network uses would cut it off; name one that nothing in your network uses (ip route on the nodes tells some of it)" -}}
+{{- end -}}
+{{- if and $v.ipv6.enabled (not (include "weft.words" $v.ipam.operator.clusterPoolIPv6PodCIDRList | trim)) -}}
+{{- $add = append $add "ipam.operator.clusterPoolIPv6PodCIDRList: is empty, and there is no default; name one that nothing in your network uses, of fd00::/8 for example" -}}
+{{- end -}}
+{{- end -}}
 {{- $_ := set $ctx "problems" (concat $ctx.problems $add) -}}
 {{- end -}}
 
