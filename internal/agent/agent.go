@@ -409,7 +409,7 @@ func (a *Agent) background(ctx context.Context, g *errgroup.Group) {
 		a.derive.Run, a.ipcacheLoop.Run, a.routesLoop.Run,
 		a.reflect.Run, a.publisher.Run, a.publishEndpoints,
 		a.followNode, a.followDevices, a.followRoutes, a.followForward, a.checkCilium, a.runGate, a.markReady,
-		a.peers.Run, a.readEvents, a.maintain, a.sendReports, a.followLedger,
+		a.peers.Run, a.readEvents, a.maintain, a.sendReports, a.followLedger, a.followLeaks,
 	} {
 		g.Go(func() error { return f(ctx) })
 	}
