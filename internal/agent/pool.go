@@ -19,6 +19,7 @@ import (
 	weftv1alpha1 "github.com/weft-net/weft/api/weft.dev/v1alpha1"
 	"github.com/weft-net/weft/internal/config"
 	"github.com/weft-net/weft/internal/k8s"
+	"github.com/weft-net/weft/internal/rpc"
 	"github.com/weft-net/weft/internal/table"
 )
 
@@ -379,6 +380,23 @@ func (p *poolNode) Problems() (out, holds []string) {
 			p.more, weftv1alpha1.MaxNodeRoutes))
 	}
 	return out, slices.Clone(p.holds)
+}
+
+// addresses is this node's account of its addresses.
+func (a *Agent) addresses() rpc.IPAM {
+	st := a.endpoints.IPAM()
+	out := rpc.IPAM{Mode: a.cfg.IPAM, Ranges: st.Ranges, Outside: st.Outside, Addresses: []rpc.IPAMAddress{}}
+	for _, ep := range a.endpoints.List() {
+		for _, ip := range []netip.Addr{ep.IPv4, ep.IPv6} {
+			if ip.IsValid() {
+				out.Addresses = append(out.Addresses, rpc.IPAMAddress{IP: ip, Owner: ep.Name()})
+			}
+		}
+	}
+	slices.SortFunc(out.Addresses, func(x, y rpc.IPAMAddress) int { return x.IP.Compare(y.IP) })
+	problems, holds := a.pool.Problems()
+	out.Problems = slices.Concat(problems, holds)
+	return out
 }
 
 // noRange says why this node has no range to give an address from, "" if there

@@ -267,6 +267,7 @@ func (a *Agent) queries() map[string]rpc.Query {
 		rpc.PathRoutes:    list(a.t.db, a.t.routes),
 		rpc.PathDevices:   list(a.t.db, a.t.devices),
 		rpc.PathConfig:    func(context.Context, url.Values) (any, error) { return a.cfg, nil },
+		rpc.PathIPAM:      func(context.Context, url.Values) (any, error) { return a.addresses(), nil },
 		rpc.PathBPFEndpoint: func(context.Context, url.Values) (any, error) {
 			rows, err := a.dp.Maps().Endpoints.List()
 			if err != nil {

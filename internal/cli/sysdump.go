@@ -102,6 +102,8 @@ func (f *fleet) collect(ctx context.Context, ar *archive) error {
 		"endpointslices":  "/apis/discovery.k8s.io/v1/endpointslices?limit=5000",
 		"ciliumnodes":     "/apis/cilium.io/v2/ciliumnodes",
 		"ciliumendpoints": "/apis/cilium.io/v2/ciliumendpoints?limit=20000",
+		"podcidrledgers":  "/apis/weft.dev/v1alpha1/podcidrledgers",
+		"reservedcidrs":   "/apis/weft.dev/v1alpha1/reservedcidrs",
 		"config":          "/api/v1/namespaces/" + ns + "/configmaps/cilium-config",
 		"version":         "/version",
 	} {

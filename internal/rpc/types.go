@@ -6,7 +6,12 @@
 // another listener.
 package rpc
 
-import "time"
+import (
+	"net/netip"
+	"time"
+
+	"github.com/weft-net/weft/internal/ipam"
+)
 
 // SocketPath is where the agent serves.
 const SocketPath = "/var/run/weft/weft.sock"
@@ -27,6 +32,7 @@ const (
 	PathBPFMetrics  = "/v1/bpf/metrics"  // []maps.MetricRow
 	PathMonitor     = "/v1/monitor"      // ?type=drop|trace&pod=NAMESPACE/NAME
 	PathConfig      = "/v1/config"       // config.Config in effect
+	PathIPAM        = "/v1/ipam"         // IPAM
 	PathMetrics     = "/metrics"
 )
 
@@ -57,3 +63,20 @@ const (
 	StateFailing  State = "Failing" // makes `weft status` exit 1
 	StateDisabled State = "Disabled"
 )
+
+// IPAM is what a node has for its pods, and who has it.
+type IPAM struct {
+	Mode   string             `json:"mode"` // setting ipam
+	Ranges []ipam.RangeStatus `json:"ranges"`
+	// Outside counts addresses in use that are in none of the ranges.
+	Outside   uint64        `json:"outside"`
+	Addresses []IPAMAddress `json:"addresses"`
+	// Problems say what is wrong, and what releases of other nodes wait for.
+	Problems []string `json:"problems,omitempty"`
+}
+
+// IPAMAddress is an address in use.
+type IPAMAddress struct {
+	IP    netip.Addr `json:"ip"`
+	Owner string     `json:"owner"` // namespace/pod, or what it is
+}
