@@ -176,6 +176,7 @@ func TestEachHonouredKeyHasAnEffect(t *testing.T) {
 	}
 	// What a key needs beside it to have an effect.
 	beside := map[string][]string{
+		"ipam.mode":      {"--set-json", `ipam.operator.clusterPoolIPv4PodCIDRList=["10.10.0.0/16"]`},
 		"ipv4.enabled":   {"--set-json", "ipv6.enabled=true"},
 		"k8sServicePort": {"--set-json", `k8sServiceHost="10.0.0.1"`},
 		"pprof.port":     {"--set-json", "pprof.enabled=true"},
@@ -308,7 +309,7 @@ func TestRefusals(t *testing.T) {
 		{"kubeProxyReplacement=true", []string{"beside kube-proxy"}},
 		{"kubeProxyReplacement=strict", []string{"kubeProxyReplacement=strict", "beside kube-proxy"}},
 		{"routingMode=tunnel", []string{"does not encapsulate yet", "routingMode=native"}},
-		{"ipam.mode=cluster-pool", []string{"Node.spec.podCIDRs", "ipam.mode=kubernetes"}},
+		{"ipam.mode=multi-pool", []string{"Node.spec.podCIDRs", "clusterPoolIPv4PodCIDRList"}},
 		{"endpointRoutes.enabled=false", []string{"route of its own"}},
 		{"bpf.monitorAggregation=maximum", []string{"none", "medium"}},
 		{"hubble.relay.enabled=true", []string{"hubble.relay.enabled=true", "weft monitor"}},
