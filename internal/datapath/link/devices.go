@@ -39,7 +39,7 @@ func (s Selection) Validate() error {
 // Devices returns the devices of the node by name, without pods' links. Of
 // those, the ones are selected that match a glob, or without globs those that
 // have an InternalIP of the node or a default route. Never selected are lo,
-// docker's devices and veths without a global address.
+// the overlay's device, docker's devices and veths without a global address.
 func (l *Links) Devices(sel Selection) ([]table.Device, error) {
 	links, err := listLinks()
 	if err != nil {
@@ -75,7 +75,7 @@ func podLink(a *netlink.LinkAttrs) bool {
 }
 
 func (s Selection) selects(d table.Device, kind string, hasDefault bool) bool {
-	if d.Name == "lo" || strings.HasPrefix(d.Name, "docker") || (kind == "veth" && !hasGlobal(d.Addrs)) {
+	if d.Name == "lo" || d.Name == TunnelDevice || strings.HasPrefix(d.Name, "docker") || (kind == "veth" && !hasGlobal(d.Addrs)) {
 		return false
 	}
 	if len(s.Globs) > 0 {
