@@ -163,8 +163,11 @@ func TestEachHonouredKeyHasAnEffect(t *testing.T) {
 		"prometheus.port":               "9970",
 		"resources":                     `{"limits":{"memory":"1Gi"}}`,
 		"rollOutCiliumPods":             "false",
+		"routingMode":                   `"tunnel"`,
 		"terminationGracePeriodSeconds": "9",
 		"tolerations":                   `[{"key":"a"}]`,
+		"tunnelPort":                    "4789",
+		"underlayProtocol":              `"ipv6"`,
 		"updateStrategy":                `{"type":"OnDelete"}`,
 
 		"ipam.operator.acknowledgedOverlaps":       `["10.0.0.0/8"]`,
@@ -184,7 +187,8 @@ func TestEachHonouredKeyHasAnEffect(t *testing.T) {
 	keys := readKeys(t)
 	for _, key := range keys.Honoured {
 		t.Run(key, func(t *testing.T) {
-			if len(keys.Only[key].Values) == 1 {
+			named := slices.DeleteFunc(slices.Clone(keys.Only[key].Values), func(v string) bool { return v == "" })
+			if len(named) == 1 {
 				t.Skip("has one value only, which TestRefusals covers")
 			}
 			value, ok := other[key]
@@ -308,7 +312,9 @@ func TestRefusals(t *testing.T) {
 		{"cgroup.autoMount.resources.x=1", []string{"Nearest key that works: cgroup.autoMount.enabled"}},
 		{"kubeProxyReplacement=true", []string{"beside kube-proxy"}},
 		{"kubeProxyReplacement=strict", []string{"kubeProxyReplacement=strict", "beside kube-proxy"}},
-		{"routingMode=tunnel", []string{"does not encapsulate yet", "routingMode=native"}},
+		{"routingMode=overlay", []string{"native", "tunnel"}},
+		{"routingMode=tunnel,tunnelProtocol=geneve", []string{"not Geneve", "tunnelProtocol=vxlan"}},
+		{"routingMode=tunnel,underlayProtocol=auto", []string{"by one family"}},
 		{"ipam.mode=multi-pool", []string{"Node.spec.podCIDRs", "clusterPoolIPv4PodCIDRList"}},
 		{"endpointRoutes.enabled=false", []string{"route of its own"}},
 		{"bpf.monitorAggregation=maximum", []string{"none", "medium"}},

@@ -61,6 +61,7 @@ type Agent struct {
 	cni       *server.Server
 	watcher   *link.DeviceWatcher
 	devices   *nodeDevices
+	overlay   *overlay
 	derive    *deriver
 
 	client    *k8s.Client
@@ -80,6 +81,7 @@ type Agent struct {
 	// openGate is closed when the node may be marked ready at the API server.
 	openGate  chan struct{}
 	openOnce  sync.Once
+	republish chan struct{} // to followNode: what this node says of itself changed
 	beginOnce sync.Once
 	begin     chan struct{} // closed when the node's addresses and ranges are in effect
 	cleared   chan struct{} // closed when no running Cilium was found
@@ -126,7 +128,7 @@ func Run(ctx context.Context, opts Options) error {
 func newAgent(ctx context.Context, opts Options) (*Agent, error) {
 	a := &Agent{
 		opts: opts, log: opts.Log, start: time.Now(), flows: &flow.Broadcaster{}, proxy: newKubeProxy(),
-		reports: make(chan report, 16), openGate: make(chan struct{}), begin: make(chan struct{}),
+		reports: make(chan report, 16), openGate: make(chan struct{}), republish: make(chan struct{}, 1), begin: make(chan struct{}),
 		cleared: make(chan struct{}), accepted: make(chan struct{}),
 	}
 	var err error
@@ -236,6 +238,12 @@ func (a *Agent) newDatapath(ctx context.Context) (err error) {
 		return err
 	}
 	_ = a.devices.Set(devs) // shown by the component Datapath, and tried again
+	if err := a.newOverlay(); err != nil {
+		return err
+	}
+	if len(a.mem.Addrs) > 0 {
+		_ = a.overlay.check() // shown by the component Routing, and tried again
+	}
 	if err := a.configure(a.mem.Addrs); err != nil {
 		return err
 	}
@@ -285,6 +293,7 @@ func (a *Agent) newLoops() (err error) {
 	if a.pool != nil {
 		a.derive.view = func(n *table.Node) *table.Node { return a.pool.View(n, a.endpoints.Ranges()) }
 	}
+	a.derive.SetOverlay(a.overlay.view())
 	a.ipcacheLoop, err = reconcile.New(reconcile.Config[*table.IPCache]{
 		Name: "ipcache", DB: a.t.db, Table: a.t.ipcache, Log: a.log, PruneInterval: pruneEvery,
 		Target: ipcacheTarget{m: a.dp.Maps().IPCache, local: a.held},
@@ -408,7 +417,7 @@ func (a *Agent) background(ctx context.Context, g *errgroup.Group) {
 	for _, f := range []func(context.Context) error{
 		a.derive.Run, a.ipcacheLoop.Run, a.routesLoop.Run,
 		a.reflect.Run, a.publisher.Run, a.publishEndpoints,
-		a.followNode, a.followDevices, a.followRoutes, a.followForward, a.checkCilium, a.runGate, a.markReady,
+		a.followNode, a.followDevices, a.followRoutes, a.followOverlay, a.followForward, a.checkCilium, a.runGate, a.markReady,
 		a.peers.Run, a.readEvents, a.maintain, a.sendReports, a.followLedger, a.followLeaks,
 	} {
 		g.Go(func() error { return f(ctx) })
@@ -434,7 +443,7 @@ func (a *Agent) mtu() int {
 	for d := range a.t.devices.All(a.t.db.ReadTxn()) {
 		devs = append(devs, d)
 	}
-	return podMTU(a.cfg.MTU, devs)
+	return podMTU(a.cfg.MTU, devs) - a.cfg.Overhead()
 }
 
 // claimed tells whether some CiliumEndpoint still holds the address.
@@ -487,6 +496,7 @@ func (a *Agent) configure(addrs []netip.Addr) error {
 			c.NodeIPv6 = x
 		}
 	}
+	c.Overlay = a.overlay.config()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.listening > 0 {

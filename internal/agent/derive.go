@@ -64,8 +64,11 @@ type deriver struct {
 	self    *table.Node
 	done    []func(statedb.WriteTxn) // initialisers of the desired tables, nil when done
 
+	tunnels map[netip.Addr]nodeTunnel // by address of the node, as the ipcache shows it
+
 	mu       sync.Mutex
 	problems []string
+	overlay  overlayView
 }
 
 // newDeriver registers the desired tables' initialisers: nothing is pruned in
@@ -133,6 +136,9 @@ func (d *deriver) Run(ctx context.Context) error {
 		touched, routesDue, wake := d.take(in, txn)
 		if anew {
 			d.retake(txn, touched)
+		}
+		if routesDue || again {
+			d.retunnel(txn, touched)
 		}
 		if err := d.commit(txn, touched, routesDue || again); err != nil {
 			return err
@@ -270,6 +276,7 @@ func (d *deriver) commit(txn statedb.ReadTxn, touched map[netip.Prefix]bool, rou
 func (d *deriver) commitPrefix(wtxn statedb.WriteTxn, p netip.Prefix) error {
 	old, _, had := d.t.ipcache.Get(wtxn, table.IPCacheByPrefix.Query(p))
 	row, want := d.claims.winner(p)
+	row = d.tunnelled(row)
 	var err error
 	switch {
 	case want && (!had || *old != row):
@@ -288,7 +295,7 @@ func (d *deriver) commitRoutes(txn statedb.ReadTxn, wtxn statedb.WriteTxn) error
 	if err != nil {
 		d.log.Warn("routes of the node cannot be read", "error", err)
 	}
-	r := routing{direct: d.direct, fam: d.fam, foreign: foreign}
+	r := routing{direct: d.direct, fam: d.fam, foreign: foreign, overlay: d.overlaid()}
 	for n := range d.t.nodes.All(txn) {
 		r.nodes = append(r.nodes, d.seen(n))
 	}

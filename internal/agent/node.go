@@ -61,6 +61,7 @@ func (a *Agent) followNode(ctx context.Context) error {
 		case <-watch:
 		case <-a.pool.Changed():
 		case <-retry:
+		case <-a.republish:
 		}
 	}
 }
@@ -97,6 +98,9 @@ func (a *Agent) applyNode(ctx context.Context, n *table.Node, known bool) error 
 	if err := a.keep(func(m *memory) { m.UID, m.Addrs, m.PodCIDRs = n.UID, addrs, ranges }); err != nil {
 		return err
 	}
+	if err := a.overlay.check(); err != nil {
+		return err
+	}
 	a.beginOnce.Do(func() { close(a.begin) })
 	return nil
 }
@@ -116,7 +120,7 @@ func (a *Agent) setRanges(ctx context.Context, n *table.Node, known bool) ([]net
 func (a *Agent) publish(n *table.Node) {
 	info := k8s.NodeInfo{
 		UID: n.UID, BootID: a.memFile.bootID, ProviderID: n.ProviderID,
-		Addrs: a.enabled(n.Addrs), HealthIPs: a.healthIPs, Annotations: a.pool.Annotations(),
+		Addrs: a.enabled(n.Addrs), HealthIPs: a.healthIPs, Annotations: a.pool.Annotations(), Tunnel: a.overlay.announce(),
 	}
 	if a.pool == nil {
 		info.PodCIDRs = a.endpoints.Ranges()

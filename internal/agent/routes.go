@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/weft-net/weft/internal/datapath/link"
 	"github.com/weft-net/weft/internal/table"
 )
 
@@ -20,6 +21,7 @@ type routing struct {
 	// foreign are the destinations of the main table's routes that are not
 	// Weft's and not default ones.
 	foreign []netip.Prefix
+	overlay overlayView
 }
 
 // routes derives the routes to other nodes' pods. Where a range cannot be
@@ -97,6 +99,9 @@ func (r routing) route(n *table.Node, p netip.Prefix) (*table.Route, string) {
 	if !via.IsValid() {
 		return nil, fmt.Sprintf("node %s: pod range %s has no next hop: the node has no InternalIP of that family: start its kubelet with --node-ip for both families", n.Name, p)
 	}
+	if r.overlay.reaches(n) {
+		return &table.Route{Prefix: p, Device: link.TunnelDevice, Src: r.self(p.Addr().Is6()), Owner: nodeOwner(n.Name)}, ""
+	}
 	if r.direct {
 		if dev, src := r.subnet(via); dev != "" {
 			return &table.Route{Prefix: p, Via: via, Device: dev, Src: src, Owner: nodeOwner(n.Name)}, ""
@@ -107,10 +112,23 @@ func (r routing) route(n *table.Node, p netip.Prefix) (*table.Route, string) {
 			return nil, ""
 		}
 	}
+	if r.overlay.on {
+		return nil, fmt.Sprintf("node %s (%s) does not take part in the overlay (%s), and no other way leads to its pods %s: look at its agent: `weft status` there", n.Name, via, r.overlay.announce, p)
+	}
 	if r.direct {
 		return nil, fmt.Sprintf("node %s (%s) is across a router: no direct route to its pods is possible: add a route for %s on this node, or let the routers announce it", n.Name, via, p)
 	}
 	return nil, fmt.Sprintf("node %s: nothing routes its pod range %s: set autoDirectNodeRoutes=true where nodes share a subnet, or add a route", n.Name, p)
+}
+
+// self returns this node's address of a family.
+func (r routing) self(v6 bool) netip.Addr {
+	for _, n := range r.nodes {
+		if n.Local {
+			return n.Addr(v6)
+		}
+	}
+	return netip.Addr{}
 }
 
 // subnet returns the device on whose subnet a lies, with this node's address

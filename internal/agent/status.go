@@ -17,6 +17,7 @@ import (
 	"github.com/cilium/statedb"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/weft-net/weft/internal/config"
 	"github.com/weft-net/weft/internal/datapath/maps"
 	"github.com/weft-net/weft/internal/reconcile"
 	"github.com/weft-net/weft/internal/rpc"
@@ -180,6 +181,9 @@ func (a *Agent) endpointsComponent() rpc.Component {
 func (a *Agent) routingComponent() rpc.Component {
 	c := rpc.Component{Name: "Routing", State: rpc.StateOK}
 	problems := a.derive.Problems()
+	if err := a.overlay.failing(); err != nil {
+		problems = append([]string{err.Error()}, problems...)
+	}
 	if s := a.routesLoop.Status(); s.LastError != "" {
 		problems = append(problems, s.LastError)
 	}
@@ -194,6 +198,23 @@ func (a *Agent) routingComponent() rpc.Component {
 	c.Message = fmt.Sprintf("native, %d routes to other nodes' pods by Weft", n)
 	if !a.cfg.AutoDirectNodeRoutes {
 		c.Message = "native, routes to other nodes' pods by the network"
+	}
+	view := a.overlay.view()
+	if !view.on {
+		return c
+	}
+	part, peers := 0, 0
+	for n := range a.t.nodes.All(a.t.db.ReadTxn()) {
+		if !n.Local {
+			peers++
+		}
+		if view.reaches(n) {
+			part++
+		}
+	}
+	c.Message = fmt.Sprintf("tunnel (%s), %d of %d other nodes take part", view.announce, part, peers)
+	if a.cfg.RoutingMode != config.RoutingTunnel {
+		c.Message = fmt.Sprintf("native; the tunnel device stays until no node takes part in the overlay any more (%d do)", part)
 	}
 	return c
 }

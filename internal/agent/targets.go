@@ -29,7 +29,10 @@ type ipcacheTarget struct {
 }
 
 func (t ipcacheTarget) Update(_ context.Context, row, _ *table.IPCache, _ bool) error {
-	return t.m.Upsert(maps.IPCacheRow{Prefix: row.Prefix, Identity: row.Identity, Kind: row.Kind, EndpointID: row.EndpointID})
+	return t.m.Upsert(maps.IPCacheRow{
+		Prefix: row.Prefix, Identity: row.Identity, Kind: row.Kind, EndpointID: row.EndpointID,
+		Tunnel: row.Tunnel, ByTunnel: row.ByTunnel,
+	})
 }
 
 func (t ipcacheTarget) Delete(_ context.Context, last *table.IPCache) error {

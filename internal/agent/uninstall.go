@@ -88,6 +88,11 @@ func (u *uninstaller) network(ctx context.Context) {
 			u.told("route", fmt.Sprintf("%s via %s dev %s", r.Prefix, r.Via, r.Device))
 		}
 	}
+	if removed, err := links.RemoveTunnel(); err != nil {
+		u.failed(err)
+	} else if removed {
+		u.told("device", link.TunnelDevice)
+	}
 	have, err := links.List()
 	if err != nil {
 		u.failed(err)

@@ -47,13 +47,6 @@ func (c *Config) check() []error {
 	bad := func(key, format string, args ...any) {
 		errs = append(errs, fmt.Errorf("setting "+key+": "+format, args...))
 	}
-	switch c.RoutingMode {
-	case "native":
-	case "tunnel":
-		bad("routing-mode", "tunnel is not yet supported: set routingMode=native, with autoDirectNodeRoutes=true where the nodes share a subnet")
-	default:
-		bad("routing-mode", "%q is unknown: native is supported", c.RoutingMode)
-	}
 	if c.KubeProxyReplacement {
 		bad("kube-proxy-replacement", "true is not yet supported: leave kube-proxy running and set kubeProxyReplacement=false")
 	}
@@ -70,7 +63,7 @@ func (c *Config) check() []error {
 	if !filepath.IsAbs(c.CgroupRoot) {
 		bad("cgroup-root", "%q is not an absolute path", c.CgroupRoot)
 	}
-	return append(append(errs, c.checkPool()...), c.checkNetwork()...)
+	return append(append(append(errs, c.checkRouting()...), c.checkPool()...), c.checkNetwork()...)
 }
 
 func (c *Config) checkNetwork() []error {
@@ -82,6 +75,7 @@ func (c *Config) checkNetwork() []error {
 	if c.EnableIPv6 {
 		least = minMTU6
 	}
+	least += c.Overhead()
 	if c.MTU != 0 && (c.MTU < least || c.MTU > maxMTU) {
 		bad("mtu", "%d is outside %d to %d; 0 takes the devices' own", c.MTU, least, maxMTU)
 	}

@@ -11,7 +11,8 @@ import "net/netip"
 type Config struct {
 	EnableIPv4           bool         `key:"enable-ipv4"`
 	EnableIPv6           bool         `key:"enable-ipv6"`
-	RoutingMode          string       `key:"routing-mode"` // native
+	RoutingMode          string       `key:"routing-mode"` // native or tunnel
+	Tunnel               Tunnel       // of mode tunnel
 	AutoDirectNodeRoutes bool         `key:"auto-direct-node-routes"`
 	IPAM                 string       `key:"ipam"` // kubernetes or cluster-pool
 	Pool                 ClusterPool  // of mode cluster-pool

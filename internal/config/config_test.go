@@ -55,7 +55,10 @@ func TestRefusals(t *testing.T) {
 	for _, tc := range []struct{ key, value, want string }{
 		{"enable-ip6", "true", "setting enable-ip6: unknown: did you mean enable-ipv6?"},
 		{"tofqdns-proxy-response-max-delay", "1", "setting tofqdns-proxy-response-max-delay: unknown: remove it"},
-		{"routing-mode", "tunnel", "setting routing-mode: tunnel is not yet supported: set routingMode=native"},
+		{"routing-mode", "overlay", `setting routing-mode: "overlay" is unknown: native and tunnel are supported`},
+		{"tunnel-protocol", "geneve", "setting tunnel-protocol: geneve is not supported: set tunnelProtocol=vxlan"},
+		{"tunnel-port", "0", "setting tunnel-port: 0 is not a port"},
+		{"underlay-protocol", "auto", `setting underlay-protocol: "auto" is unknown`},
 		{"routing-mode", "", `setting routing-mode: "" is unknown`},
 		{"ipam", "multi-pool", "setting ipam: multi-pool is not yet supported"},
 		{"cluster-pool-ipv4-cidr", "10.0.0.0/8 10.1.0.0/16", "10.0.0.0/8 and 10.1.0.0/16 overlap"},
@@ -119,7 +122,7 @@ func TestClusterPool(t *testing.T) {
 
 // Guards against reporting problems one restart at a time.
 func TestAllProblemsAtOnce(t *testing.T) {
-	_, err := config.Parse(map[string]string{"routing-mode": "tunnel", "ipam": "eni", "mtu": "3"})
+	_, err := config.Parse(map[string]string{"routing-mode": "overlay", "ipam": "eni", "mtu": "3"})
 	for _, key := range []string{"routing-mode", "ipam", "mtu"} {
 		if err == nil || !strings.Contains(err.Error(), "setting "+key+":") {
 			t.Errorf("%s is missing from %v", key, err)
@@ -185,6 +188,23 @@ func TestOperatorReadsItsOwnKeys(t *testing.T) {
 	} {
 		if _, err := config.ParseOperator(map[string]string{tc.key: tc.value}); err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s=%s: got %v, want it to contain %q", tc.key, tc.value, err, tc.want)
+		}
+	}
+}
+
+// Guards against pods whose packets do not fit through the overlay: by what each
+// grows is said in one place.
+func TestOverhead(t *testing.T) {
+	for _, tc := range []struct {
+		mode, underlay string
+		want           int
+	}{{"native", "ipv4", 0}, {"native", "ipv6", 0}, {"tunnel", "ipv4", 50}, {"tunnel", "ipv6", 70}} {
+		cfg, err := config.Parse(map[string]string{"routing-mode": tc.mode, "underlay-protocol": tc.underlay})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := cfg.Overhead(); got != tc.want {
+			t.Errorf("%s over %s: %d bytes, want %d", tc.mode, tc.underlay, got, tc.want)
 		}
 	}
 }

@@ -25,7 +25,8 @@ func Default() *Config {
 	return &Config{
 		EnableIPv4:           true,
 		EnableIPv6:           false,
-		RoutingMode:          "native",
+		RoutingMode:          RoutingNative,
+		Tunnel:               Tunnel{Protocol: "vxlan", Port: 8472, Underlay: UnderlayIPv4},
 		IPAM:                 IPAMKubernetes,
 		Pool:                 ClusterPool{IPv4MaskSize: 24, IPv6MaskSize: 120, Quarantine: 10 * time.Minute},
 		EnableEndpointRoutes: true,

@@ -41,6 +41,7 @@ func nodeRow(n *corev1.Node, cn *ciliumv2.CiliumNode, local, pool bool) *table.N
 	}
 	row.AgentNotReady = slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == AgentNotReadyTaint })
 	if cn != nil {
+		row.Tunnel = cn.Annotations[TunnelAnnotation]
 		if local && pool {
 			row.PoolError = cn.Status.IPAM.OperatorStatus.Error
 		}
@@ -69,7 +70,7 @@ func podCIDRs(n *corev1.Node, cn *ciliumv2.CiliumNode, pool bool) []string {
 
 func sameNode(a, b *table.Node) bool {
 	return a.Name == b.Name && a.Local == b.Local && a.UID == b.UID && a.ProviderID == b.ProviderID && a.PoolError == b.PoolError &&
-		a.Ready == b.Ready && a.NetworkReady == b.NetworkReady && a.AgentNotReady == b.AgentNotReady &&
+		a.Ready == b.Ready && a.NetworkReady == b.NetworkReady && a.AgentNotReady == b.AgentNotReady && a.Tunnel == b.Tunnel &&
 		slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.PodCIDRs, b.PodCIDRs) && slices.Equal(a.HealthIPs, b.HealthIPs)
 }
 
@@ -139,6 +140,9 @@ func stripNode(n *corev1.Node) *corev1.Node {
 func stripCiliumNode(n *ciliumv2.CiliumNode) *ciliumv2.CiliumNode {
 	out := &ciliumv2.CiliumNode{ObjectMeta: stripMeta(n.ObjectMeta)}
 	out.Labels = n.Labels
+	if tunnel := n.Annotations[TunnelAnnotation]; tunnel != "" {
+		out.Annotations = map[string]string{TunnelAnnotation: tunnel}
+	}
 	out.Spec.HealthAddressing = n.Spec.HealthAddressing
 	out.Spec.IPAM.PodCIDRs = n.Spec.IPAM.PodCIDRs
 	out.Status.IPAM.OperatorStatus = n.Status.IPAM.OperatorStatus

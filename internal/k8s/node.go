@@ -34,9 +34,15 @@ type NodeInfo struct {
 	Addrs      []netip.Addr   // InternalIPs
 	PodCIDRs   []netip.Prefix // not with Config.ClusterPool, where they are the operator's to write
 	HealthIPs  []netip.Addr
+	Tunnel     string // how the node takes part in the overlay; empty: not
 	// Annotations to set; all others stay as they are.
 	Annotations map[string]string
 }
+
+// TunnelAnnotation of a CiliumNode says that its agent takes packets by the
+// overlay, and how: protocol, UDP port and family of the outer packets. Others
+// that speak the same send to it that way; all else keeps the network's way.
+const TunnelAnnotation = "weft.dev/tunnel"
 
 // Publisher keeps this node's CiliumNode as Set was told last.
 type Publisher struct {
@@ -127,14 +133,15 @@ func (c *Client) publishNode(ctx context.Context, info NodeInfo) error {
 	if c.pool {
 		want.Spec.IPAM = cur.Spec.IPAM
 	}
-	annotated := true
-	for k, v := range want.Annotations {
+	annotated := cur.Annotations[TunnelAnnotation] == info.Tunnel
+	for k, v := range info.Annotations {
 		have, ok := cur.Annotations[k]
 		annotated = annotated && ok && have == v
 	}
 	if annotated && equality.Semantic.DeepEqual(cur.Spec, want.Spec) && equality.Semantic.DeepEqual(cur.OwnerReferences, want.OwnerReferences) {
 		return nil
 	}
+	annotate(&cur, TunnelAnnotation, info.Tunnel)
 	cur.Spec, cur.OwnerReferences = want.Spec, want.OwnerReferences
 	if cur.Annotations == nil {
 		cur.Annotations = map[string]string{}
@@ -153,7 +160,8 @@ func ciliumNode(name string, info NodeInfo) *ciliumv2.CiliumNode {
 		},
 		Spec: ciliumv2.NodeSpec{BootID: info.BootID, InstanceID: info.ProviderID},
 	}
-	n.Annotations = info.Annotations
+	n.Annotations = maps.Clone(info.Annotations)
+	annotate(n, TunnelAnnotation, info.Tunnel)
 	if info.UID != "" {
 		n.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: name, UID: types.UID(info.UID)}}
 	}
@@ -171,6 +179,18 @@ func ciliumNode(name string, info NodeInfo) *ciliumv2.CiliumNode {
 		}
 	}
 	return n
+}
+
+// annotate sets an annotation, or with an empty value takes it away.
+func annotate(n *ciliumv2.CiliumNode, key, value string) {
+	if value == "" {
+		delete(n.Annotations, key)
+		return
+	}
+	if n.Annotations == nil {
+		n.Annotations = map[string]string{}
+	}
+	n.Annotations[key] = value
 }
 
 // MarkReady removes the taint agent-not-ready from this node and sets its

@@ -119,6 +119,10 @@ type Node struct {
 	AgentNotReady bool   `json:"agentNotReady,omitempty"` // carries the taint node.cilium.io/agent-not-ready
 	NetworkReady  bool   `json:"networkReady,omitempty"`  // condition NetworkUnavailable is False
 	PoolError     string `json:"poolError,omitempty"`     // of the local node: why the operator gives it no range
+
+	// Tunnel is how its agent says that it takes part in the overlay, for example
+	// "vxlan:8472:ipv4"; empty: it does not.
+	Tunnel string `json:"tunnel,omitempty"`
 }
 
 // Addr returns the node's address of the family of like, or an invalid one.
@@ -210,6 +214,11 @@ type IPCache struct {
 	EndpointID uint16       `json:"endpointID,omitempty"` // of local pods
 	NodeAddr   netip.Addr   `json:"nodeAddr"`             // of remote pods: the node that holds them
 	Owner      string       `json:"owner"`                // "node/n1", "cep/default/web-0", "endpoint/12"
+
+	// Of other nodes and their pods, where this node takes part in the overlay: who
+	// may send from the prefix by it, and whether it is also sent to by it.
+	Tunnel   netip.Addr `json:"tunnel,omitzero"`
+	ByTunnel bool       `json:"byTunnel,omitempty"`
 }
 
 // TableHeader names the columns of TableRow.

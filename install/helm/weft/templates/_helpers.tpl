@@ -77,6 +77,9 @@ nodes-gc-interval: {{ .nodeGCInterval | quote }}
 enable-ipv4: {{ .Values.ipv4.enabled | quote }}
 enable-ipv6: {{ .Values.ipv6.enabled | quote }}
 routing-mode: {{ .Values.routingMode | quote }}
+tunnel-protocol: {{ .Values.tunnelProtocol | default "vxlan" | quote }}
+tunnel-port: {{ .Values.tunnelPort | int | default 8472 | quote }}
+underlay-protocol: {{ .Values.underlayProtocol | quote }}
 auto-direct-node-routes: {{ .Values.autoDirectNodeRoutes | quote }}
 ipam: {{ .Values.ipam.mode | quote }}
 {{- with .Values.ipam.operator }}

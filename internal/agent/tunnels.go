@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"net/netip"
+
+	"github.com/cilium/statedb"
+
+	"github.com/weft-net/weft/internal/table"
+)
+
+// overlayView is what the derivation knows of this node's part in the overlay.
+type overlayView struct {
+	on       bool
+	announce string // who announces the same is sent to by the overlay
+	v6       bool   // the family of the outer packets
+}
+
+// reaches tells whether the overlay leads to a node's pods.
+func (o overlayView) reaches(n *table.Node) bool {
+	return o.on && !n.Local && n.Tunnel == o.announce && n.Addr(o.v6).IsValid()
+}
+
+// nodeTunnel is how the overlay knows another node.
+type nodeTunnel struct {
+	addr netip.Addr // outer source and destination
+	by   bool       // it is sent to by the overlay, too
+}
+
+// SetOverlay has everything derived anew if the view changed.
+func (d *deriver) SetOverlay(o overlayView) {
+	d.mu.Lock()
+	changed := d.overlay != o
+	d.overlay = o
+	d.mu.Unlock()
+	if changed {
+		d.Refresh()
+	}
+}
+
+func (d *deriver) overlaid() overlayView {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.overlay
+}
+
+// retunnel adds to touched the prefixes of nodes that the overlay knows otherwise
+// than before.
+func (d *deriver) retunnel(txn statedb.ReadTxn, touched map[netip.Prefix]bool) {
+	view := d.overlaid()
+	next := map[netip.Addr]nodeTunnel{}
+	if view.on {
+		for n := range d.t.nodes.All(txn) {
+			if addr := n.Addr(view.v6); !n.Local && addr.IsValid() {
+				for _, a := range n.Addrs {
+					next[a] = nodeTunnel{addr: addr, by: view.reaches(n)}
+				}
+			}
+		}
+	}
+	moved := map[netip.Addr]bool{}
+	for a, t := range next {
+		if d.tunnels[a] != t {
+			moved[a] = true
+		}
+	}
+	for a := range d.tunnels {
+		if _, ok := next[a]; !ok {
+			moved[a] = true
+		}
+	}
+	d.tunnels = next
+	if len(moved) == 0 {
+		return
+	}
+	for p, cs := range d.claims.prefixes {
+		for _, c := range cs {
+			if moved[nodeOf(c.row)] {
+				touched[p] = true
+			}
+		}
+	}
+}
+
+// nodeOf returns the address of the other node that stands behind a row, or an
+// invalid one.
+func nodeOf(row table.IPCache) netip.Addr {
+	switch row.Kind {
+	case table.KindNode:
+		return row.Prefix.Addr()
+	case table.KindRemotePod:
+		return row.NodeAddr
+	}
+	return netip.Addr{}
+}
+
+// tunnelled adds to a row what the overlay knows of its node.
+func (d *deriver) tunnelled(row table.IPCache) table.IPCache {
+	if t, ok := d.tunnels[nodeOf(row)]; ok {
+		row.Tunnel, row.ByTunnel = t.addr, t.by
+	}
+	return row
+}
