@@ -44,6 +44,39 @@ func devEth(n *node) netlink.Link { return n.eth }
 
 var isNew = []reason.Code{reason.CTNew}
 
+func devOverlay(n *node) netlink.Link { return n.overlay }
+
+// overlayCells are the rows of a node that takes part in the overlay.
+func overlayCells() []cell {
+	const init, nodeID = table.IdentityInit, table.IdentityRemoteNode
+	return []cell{
+		{"overlay, out", podA, remotePod, []step{
+			{reason.FromPod, devA, nil, false, reason.Tunnel, isNew},
+			{reason.FromOverlay, devOverlay, nil, true, reason.Peer, nil},
+		}, "fast", init, init, 1, 0},
+		{"overlay, in", remotePod, podB, []step{
+			{reason.FromOverlay, devOverlay, nil, false, reason.Peer, isNew},
+			{reason.FromPod, devB, nil, true, reason.Tunnel, nil},
+		}, "fast", saidIdentity, init, 0, 2},
+		{"overlay, pod to other host", podA, otherNode, []step{
+			{reason.FromPod, devA, nil, false, reason.Tunnel, isNew},
+			{reason.FromOverlay, devOverlay, nil, true, reason.Peer, nil},
+		}, "fast", init, nodeID, 1, 0},
+		{"overlay, other host to pod", otherNode, podB, []step{
+			{reason.FromOverlay, devOverlay, nil, false, reason.Peer, isNew},
+			{reason.FromPod, devB, nil, true, reason.Tunnel, nil},
+		}, "fast", nodeID, init, 0, 2},
+		{"overlay, service, translated", podA, remotePod, []step{
+			{reason.ToOverlay, devOverlay, devA, false, reason.Stack, isNew},
+			{reason.FromOverlay, devOverlay, nil, true, reason.Stack, nil},
+		}, "stack", init, init, 1, 0},
+		{"overlay, service, translated to a host", podA, otherNode, []step{
+			{reason.ToNet, devEth, devA, false, reason.Tunnel, isNew},
+			{reason.FromOverlay, devOverlay, nil, true, reason.Stack, nil},
+		}, "stack", init, nodeID, 1, 0},
+	}
+}
+
 func cells() []cell {
 	const init, hostID, worldID, nodeID = table.IdentityInit, table.IdentityHost, table.IdentityWorld, table.IdentityRemoteNode
 	return []cell{
@@ -128,9 +161,16 @@ func cells() []cell {
 // handshake and echo.
 func TestMatrix(t *testing.T) {
 	n := newNode(t, datapath.Options{})
+	runCells(t, n, cells())
+	n.joinOverlay(1450)
+	runCells(t, n, overlayCells())
+}
+
+func runCells(t *testing.T, n *node, cells []cell) {
+	t.Helper()
 	doc, err := os.ReadFile("../../docs/datapath.md")
 	n.must(err)
-	for _, c := range cells() {
+	for _, c := range cells {
 		if !strings.Contains(string(doc), "| "+c.name+" | ") {
 			t.Errorf("docs/datapath.md lacks a row %q", c.name)
 		}

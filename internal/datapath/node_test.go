@@ -76,6 +76,9 @@ type node struct {
 	a, b, eth  netlink.Link
 	endpointsA maps.EndpointRow
 	endpointsB maps.EndpointRow
+
+	overlay netlink.Link // nil: the node takes no part
+	tunnel  *tunnelWrapper
 }
 
 func newNode(t testing.TB, o datapath.Options) *node {
@@ -213,7 +216,11 @@ func (n *node) run(h reason.Hook, dev netlink.Link, data []byte, opts ...runOpt)
 	before := n.counts()
 	var after skb
 	ro := ebpf.RunOptions{Data: data, DataOut: make([]byte, len(data)+256), Context: ctx, ContextOut: &after, Repeat: 1}
-	act, err := n.d.Program(h).Run(&ro)
+	prog := n.d.Program(h)
+	if h == reason.FromOverlay {
+		prog = n.tunnel.program
+	}
+	act, err := prog.Run(&ro)
 	n.must(err)
 	r := result{action: act, out: ro.DataOut, mark: after.Mark, counts: map[string]uint64{}}
 	for k, v := range n.counts() {
@@ -257,6 +264,7 @@ func (n *node) want(r result, h reason.Hook, code reason.Code, notes ...reason.C
 		n.t.Errorf("counters (-want +got):\n%s", d)
 	}
 	action := map[reason.Code]uint32{
+		reason.Tunnel: actRedirect, reason.Ignored: actShot,
 		reason.Stack: actNext, reason.Marked: actNext, reason.Peer: actRedirect, reason.Neigh: actRedirect, reason.Answer: actRedirect,
 	}[code]
 	if code.Class() == reason.ClassDrop {
