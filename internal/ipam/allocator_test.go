@@ -88,6 +88,43 @@ func TestExhaustedNamesPoolAndRemedy(t *testing.T) {
 	}
 }
 
+// A node of a pool must not be told to change kube-controller-manager.
+func TestExhaustedRemedyOfAPool(t *testing.T) {
+	a := ipam.New(ipam.Config{Families: ipam.Families{V4: true}, Remedy: "in pool default each node has a /30 of 10.0.0.0/16"})
+	if err := a.SetRanges(prefixes("10.0.1.0/30")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Allocate("one"); err != nil {
+		t.Fatal(err)
+	}
+	_, err := a.Allocate("two")
+	if err == nil || !strings.Contains(err.Error(), "pool default each node has a /30 of 10.0.0.0/16") || strings.Contains(err.Error(), "kube-controller-manager") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A range that was taken away must give no address, and take none from a pod.
+func TestClear(t *testing.T) {
+	a, _ := newAllocator(t, ipam.Families{V4: true}, "10.0.0.0/24")
+	got, err := a.Allocate("x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Clear()
+	if _, err := a.Allocate("y"); !errors.Is(err, ipam.ErrNoRanges) {
+		t.Errorf("got %v, want ErrNoRanges", err)
+	}
+	if st := a.Status(); a.Owner(got[0]) != "x" || st.Outside != 1 {
+		t.Errorf("%s belongs to %q, status %+v", got[0], a.Owner(got[0]), st)
+	}
+	if err := a.SetRanges(prefixes("10.0.0.0/24")); err != nil {
+		t.Fatal(err)
+	}
+	if next, err := a.Allocate("y"); err != nil || next[0] == got[0] {
+		t.Errorf("given %v, %v though x has it", next, err)
+	}
+}
+
 // A start with an unreadable state must not give an address that was released a
 // second before.
 func TestHold(t *testing.T) {

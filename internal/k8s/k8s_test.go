@@ -195,7 +195,9 @@ func TestAgainstAPIServer(t *testing.T) {
 	t.Run("node is marked ready", func(t *testing.T) { testMarkReady(t, f) })
 	t.Run("a running Cilium is found", func(t *testing.T) { testFindCilium(t, f) })
 	t.Run("events", func(t *testing.T) { testEvents(t, f) })
+	t.Run("ledger", func(t *testing.T) { testLedger(t, f) })
 	t.Run("the server goes away and comes back", func(t *testing.T) { testOutage(t, f) })
+	t.Run("pods that are gone", func(t *testing.T) { testPodGone(t, f) })
 }
 
 func waitInit(t *testing.T, f *fixture) {
