@@ -20,8 +20,7 @@ import (
 // poolLab is a lab of its own, whose controller manager gives nodes no ranges.
 type poolLab struct {
 	*labtest.Lab
-	t      *testing.T
-	routed []netip.Prefix // what the router knows
+	t *testing.T
 }
 
 // quarantine of the lab's pool: long enough for agents to look at the ledger.
