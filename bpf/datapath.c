@@ -10,6 +10,7 @@ const volatile __u32 fib_flags = 0; /* BPF_FIB_LOOKUP_SKIP_NEIGH where the kerne
 #include "lib/arp.h"
 #include "lib/encap.h"
 #include "lib/endpoint.h"
+#include "lib/nat.h"
 #include "lib/packet.h"
 #include "lib/report.h"
 #include "lib/time.h"

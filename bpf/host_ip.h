@@ -33,7 +33,8 @@ static __always_inline int F(deliver_to)(struct __sk_buff *skb, struct F(judge) 
 
 /* From the net, for a local pod, no connection yet. */
 static __always_inline int F(from_net_new)(struct __sk_buff *skb, struct F(judge) *j, const struct weft_config *cfg,
-					   __u32 now, const struct weft_ipcache *dst, struct report *r)
+					   __u32 now, const struct weft_ipcache *dst, __u32 nat,
+					   struct report *r)
 {
 	const struct weft_ipcache *who = F(who)(&j->k.saddr);
 	__u8 kind = who ? who->kind : KIND_UNKNOWN;
@@ -53,6 +54,8 @@ static __always_inline int F(from_net_new)(struct __sk_buff *skb, struct F(judge
 	j->s.to.endpoint = dst->endpoint;
 	j->s.to.generation = row->generation;
 	F(note_sides)(r, j);
+	if (nat && !j->k.p.error && j->k.p.ports)
+		F(nat_restore)(&j->k, &j->s, nat);
 	if (kind != KIND_REMOTE_POD || j->k.p.error)
 		return VERDICT_STACK;
 	if (!j->k.p.ports)
@@ -83,8 +86,16 @@ static __always_inline int F(from_net_known)(struct __sk_buff *skb, struct F(jud
 	return stack ? VERDICT_STACK : F(deliver_to)(skb, j, r);
 }
 
+/* A flow of the host that has another port outside lives on, as its answers come. */
+static __always_inline void F(nat_answered)(struct F(judge) *j, const struct weft_config *cfg, __u32 now)
+{
+	F(ct_find_new)(&j->f, &j->k, now);
+	if (j->f.ct)
+		F(ct_touch)(&j->f, &j->k, cfg, now, HOOK_FROM_NET, false);
+}
+
 static __always_inline int F(judge_from_net)(struct __sk_buff *skb, struct F(judge) *j, const struct weft_config *cfg,
-					     struct report *r)
+					     __u32 nat, struct report *r)
 {
 	const struct weft_ipcache *dst;
 	__u32 now = now_tick();
@@ -92,11 +103,14 @@ static __always_inline int F(judge_from_net)(struct __sk_buff *skb, struct F(jud
 	F(ct_find_main)(&j->f, &j->k, now);
 	if (!j->f.ct) {
 		dst = F(who_exactly)(&j->k.daddr);
-		if (!dst || dst->kind != KIND_LOCAL_POD)
+		if (!dst || dst->kind != KIND_LOCAL_POD) {
+			if (nat)
+				F(nat_answered)(j, cfg, now);
 			return F(not_for_pods)(&j->k);
+		}
 		F(ct_find_new)(&j->f, &j->k, now);
 		if (!j->f.ct)
-			return F(from_net_new)(skb, j, cfg, now, dst, r);
+			return F(from_net_new)(skb, j, cfg, now, dst, nat, r);
 	}
 	F(ct_sides)(&j->f, &j->s);
 	if (!j->s.to.endpoint) /* an entry of pod traffic that left; nobody answers from here */
@@ -120,6 +134,7 @@ static __noinline int F(from_net_ip)(struct __sk_buff *skb)
 	const struct weft_config *cfg = config();
 	struct F(judge) j = {};
 	struct report r = {};
+	__u32 nat = 0;
 	int code;
 
 	code = F(parse)(skb, &j.k);
@@ -128,7 +143,9 @@ static __noinline int F(from_net_ip)(struct __sk_buff *skb)
 	else if (skb->pkt_type != PACKET_HOST || !cfg)
 		code = F(not_for_pods)(&j.k);
 	else
-		code = F(judge_from_net)(skb, &j, cfg, &r);
+		code = F(nat_enter)(skb, &j.k, &nat);
+	if (!code)
+		code = F(judge_from_net)(skb, &j, cfg, nat, &r);
 	return F(finish)(skb, &j.k, &r, HOOK_FROM_NET, code);
 }
 
@@ -136,51 +153,123 @@ static __noinline int F(from_net_ip)(struct __sk_buff *skb)
  * What leaves the node without our mark came out of the stack. If it is a
  * pod's, the connection, as it looks after translation, is the stack's
  * (DATAPATH rule 1). The stack has decided: dropped is only what would take a
- * living connection's place.
+ * living connection's place, and what must be masqueraded and cannot be.
+ * MASQUERADE is no verdict yet.
  */
-static __always_inline int F(judge_to_net)(struct __sk_buff *skb, struct F(judge) *j, const struct weft_config *cfg,
-					   struct report *r)
+static __always_inline int F(pod_to_net)(const struct F(pkt) *k, const struct weft_config *cfg,
+					 const struct weft_ipcache *src, struct nat_ask *ask, struct report *r)
 {
-	const struct weft_ipcache *src = F(who_exactly)(&j->k.saddr), *dst;
 	const struct weft_endpoint *row;
 	__u32 now = now_tick();
+	struct F(flow) f = {};
+	struct sides s = {};
+	bool untranslated;
 
-	if (!src || src->kind != KIND_LOCAL_POD || !j->k.p.ports || j->k.p.error)
-		return VERDICT_STACK;
 	r->endpoint = src->endpoint;
-	F(ct_find)(&j->f, &j->k, now);
-	if (j->f.ct) {
-		F(ct_sides)(&j->f, &j->s);
-		F(note_sides)(r, j);
-		if (F(ct_in_use)(&j->f, &j->k))
+	F(ct_find)(&f, k, now);
+	if (f.ct) {
+		F(ct_sides)(&f, &s);
+		r->src_identity = s.from.identity;
+		r->dst_identity = s.to.identity;
+		if (F(ct_in_use)(&f, k))
 			return DROP_PORTS_IN_USE;
-		F(ct_touch)(&j->f, &j->k, cfg, now, HOOK_TO_NET, true);
-		return VERDICT_STACK;
+		/* An answer to who came in by himself, or what was answered as it is. */
+		untranslated = !f.opener || (f.ct->flags & CT_ANSWERED);
+		ask->known = f.opener ? f.ct->nat : 0;
+		F(ct_touch)(&f, k, cfg, now, HOOK_TO_NET, true);
+	} else {
+		row = endpoint(src->endpoint);
+		if (!row)
+			return VERDICT_STACK;
+		s.from.identity = row->identity;
+		s.from.endpoint = src->endpoint;
+		s.from.generation = row->generation;
+		s.to.identity = F(identity_of)(F(who)(&k->daddr));
+		r->src_identity = s.from.identity;
+		r->dst_identity = s.to.identity;
+		r->is_new = true;
+		F(ct_new)(&f, k, &s, HOOK_TO_NET, true);
+		untranslated = (k->p.tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK);
 	}
-	row = endpoint(src->endpoint);
-	if (!row)
+	ask->endpoint = s.from.endpoint;
+	ask->generation = s.from.generation;
+	return F(nat_pod)(k, cfg, ask, untranslated) ? MASQUERADE : VERDICT_STACK;
+}
+
+/*
+ * What the node itself sends from a port that pods' flows get too: it holds the
+ * port, so that no pod gets it towards this destination. Where one had it
+ * already, the host's flow gets another one outside (DATAPATH rule 8).
+ */
+static __always_inline int F(host_to_net)(const struct F(pkt) *k, const struct weft_config *cfg, struct nat_ask *ask)
+{
+	__u32 now = now_tick();
+	struct F(flow) f = {};
+
+	if (!F(nat_shared)(k, cfg))
 		return VERDICT_STACK;
-	dst = F(who)(&j->k.daddr);
-	j->s.from.identity = row->identity;
-	j->s.from.endpoint = src->endpoint;
-	j->s.from.generation = row->generation;
-	j->s.to.identity = F(identity_of)(dst);
-	F(note_sides)(r, j);
-	r->is_new = true;
-	F(ct_new)(&j->f, &j->k, &j->s, HOOK_TO_NET, true);
-	return VERDICT_STACK;
+	F(ct_find)(&f, k, now);
+	if (f.ct && f.ct->nat && f.opener) {
+		ask->known = f.ct->nat;
+		F(ct_touch)(&f, k, cfg, now, HOOK_TO_NET, true);
+		return MASQUERADE;
+	}
+	ask->opens = k->p.ct_proto != IPPROTO_TCP || opens_tcp(&k->p);
+	return HOLD_PORT;
+}
+
+/* Conntrack remembers which port a flow of the host has outside. */
+__noinline int F(host_ct)(const struct F(pkt) *k)
+{
+	struct F(flow) f = {};
+	struct sides s = {};
+
+	if (!k)
+		return 0;
+	F(ct_key)(&f, k);
+	s.from.identity = IDENTITY_HOST;
+	s.to.identity = F(identity_of)(F(who)(&k->dst));
+	F(ct_new)(&f, k, &s, HOOK_TO_NET, true);
+	return 0;
+}
+
+/* A function of its own: its variables must not lie on the stack while a port is looked for. */
+__noinline int F(judge_to_net)(const struct F(pkt) *k, struct nat_ask *ask, struct report *r)
+{
+	const struct weft_config *cfg = config();
+	const struct weft_ipcache *src;
+
+	if (!k || !ask || !r || !cfg)
+		return VERDICT_STACK;
+	src = F(who_exactly)(&k->saddr);
+	if (!src)
+		return VERDICT_STACK;
+	if (src->kind == KIND_HOST)
+		return F(host_to_net)(k, cfg, ask);
+	if (src->kind != KIND_LOCAL_POD)
+		return VERDICT_STACK;
+	if (F(nat_bars)(k, cfg))
+		return DROP_FRAGMENT_UNKNOWN;
+	return k->p.ports ? F(pod_to_net)(k, cfg, src, ask, r) : VERDICT_STACK;
 }
 
 static __noinline int F(to_net_ip)(struct __sk_buff *skb)
 {
-	const struct weft_config *cfg = config();
-	struct F(judge) j = {};
+	struct nat_ask ask = {};
 	struct report r = {};
 	int code = VERDICT_STACK;
+	struct F(pkt) k = {};
 
-	if (!F(parse)(skb, &j.k) && cfg)
-		code = F(judge_to_net)(skb, &j, cfg, &r);
-	if (code == VERDICT_STACK && j.k.p.len)
-		code = F(to_node)(skb, &j.k, &r);
-	return F(finish)(skb, &j.k, &r, HOOK_TO_NET, code);
+	if (!F(parse)(skb, &k))
+		code = k.p.error ? F(nat_leave_error)(skb, &k) : F(judge_to_net)(&k, &ask, &r);
+	if (code == HOLD_PORT) {
+		code = F(nat_hold)(&k, &ask);
+		if (code == MASQUERADE)
+			F(host_ct)(&k);
+	}
+	if (code == MASQUERADE)
+		code = F(nat_leave)(skb, &k, &ask);
+	if (code == VERDICT_STACK && k.p.len)
+		code = F(to_node)(skb, &k, &r);
+	return F(finish)(skb, &k, &r, HOOK_TO_NET, code);
 }

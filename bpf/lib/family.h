@@ -10,6 +10,7 @@
 #undef net_key_t
 #undef ct_key_t
 #undef frag_key_t
+#undef nat_key_t
 
 #if FAMILY == 4
 #define F(name) name##4
@@ -17,12 +18,14 @@
 #define net_key_t struct weft_net4_key
 #define ct_key_t struct weft_ct4_key
 #define frag_key_t struct weft_frag4_key
+#define nat_key_t struct weft_nat4_key
 #else
 #define F(name) name##6
 #define addr_t struct v6addr
 #define net_key_t struct weft_net6_key
 #define ct_key_t struct weft_ct6_key
 #define frag_key_t struct weft_frag6_key
+#define nat_key_t struct weft_nat6_key
 #endif
 
 #include "addr.h"
@@ -31,6 +34,8 @@
 #include "finish.h"
 #include "toobig.h"
 #include "forward.h"
+#include "nat_rewrite.h"
+#include "nat_ip.h"
 #if FAMILY == 6
 #include "nd.h"
 #endif

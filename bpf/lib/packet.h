@@ -35,7 +35,8 @@ struct packet {
 	__u32 len;	 /* bytes from the network header on, as the skb has them */
 	__u32 total;	 /* the same as the IP header says it, without padding */
 	__u32 l4;	 /* offset of the transport header in the skb */
-	__u32 saved;	 /* bytes of a jumbogram header that segmentation takes off again */
+	__u16 inner_l4;	 /* of an ICMP error: offset of the transport header of what it is about */
+	__u16 saved;	 /* bytes of a jumbogram header that segmentation takes off again */
 	__u16 sport;	 /* network order; of ICMP see struct weft_ct4_key */
 	__u16 dport;
 	__u8 proto;	 /* transport protocol, behind extension headers */

@@ -235,6 +235,7 @@ static __always_inline void F(parse_inner)(struct __sk_buff *skb, struct F(pkt) 
 	} else {
 		sport = dport = 0;
 	}
+	k->p.inner_l4 = off;
 	k->src = inner_dst;
 	k->dst = inner_src;
 	k->p.sport = dport;

@@ -41,6 +41,7 @@ enum weft_code {
 	NOTE_CT_NEW = 69,	    /* a conntrack entry was made */
 	NOTE_CT_PICKED_UP = 70,	    /* ... for a TCP flow in mid-stream */
 	NOTE_CT_TO_STACK = 71,	    /* a fast flow was seen coming out of the stack */
+	NOTE_NAT_NEW = 72,	    /* a flow was given an address and port of the node */
 
 	/* drops */
 	DROP_MALFORMED = 128,	       /* lengths or versions contradict each other */
@@ -69,6 +70,9 @@ enum weft_code {
 	DROP_TUNNEL_ENDPOINT = 151,    /* to_overlay: no node is known for the destination */
 	DROP_TUNNEL_FOREIGN = 152,     /* to_overlay: the source is not of this node */
 	DROP_TUNNEL_BYPASSED = 153,    /* from_net: a pod's address that ought to come by the overlay */
+	DROP_NAT_EXHAUSTED = 154,      /* no port is free towards this destination */
+	DROP_NAT_UNSUPPORTED = 155,    /* must be masqueraded, but has nothing to tell flows apart by */
+	DROP_NAT_NO_ADDRESS = 156,     /* must be masqueraded, but the device has no address */
 };
 
 #endif

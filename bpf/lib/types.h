@@ -73,10 +73,18 @@ struct weft_config {
 	__u32 tunnel_mtu;	    /* of that device: bytes of the inner packet */
 	__u32 tunnel_flags;	    /* TUNNEL_* */
 	__u32 tunnel_spare;
+	__u32 nat;	/* NAT_*: what is masqueraded, 0: nothing */
+	__u32 nat_seed; /* of the choice of ports; the same as long as the map lives */
+	__u32 nat_hold; /* ticks; TCP, closed: the server still remembers it */
+	__u16 nat_min;	/* host order; ports that are given to masqueraded flows */
+	__u16 nat_max;
 };
 
 /* Pods of nodes that take part in the overlay are believed only if they come by it. */
 #define TUNNEL_STRICT (1U << 0)
+
+#define NAT_IPV4 (1U << 0)
+#define NAT_IPV6 (1U << 1)
 
 enum weft_trace {
 	TRACE_NONE = 0,
@@ -174,7 +182,62 @@ struct weft_ct {
 	__u32 dst_revision;
 	__u16 src_endpoint; /* 0: not local */
 	__u16 dst_endpoint;
-	__u32 spare;
+	__u32 nat; /* what the opener is to the outside: slot << 16 | port, 0: itself */
+};
+
+/*
+ * Masquerade. weft_ct*.nat says what a flow's opener looks like from outside;
+ * weft_nat* leads back. weft_natn* holds the flows that did not go on after an
+ * answer, as weft_ctn* does.
+ */
+struct weft_nat4_key {
+	__u32 peer;
+	__u32 addr; /* the node's */
+	__u16 peer_port;
+	__u16 port; /* the node's; of ICMP echo the id */
+	__u8 proto;
+	__u8 pad[3];
+};
+
+struct weft_nat6_key {
+	struct v6addr peer;
+	struct v6addr addr;
+	__u16 peer_port;
+	__u16 port;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+#define NATF_ANSWERED (1U << 0)
+#define NATF_WENT_ON (1U << 1) /* the owner sent again after an answer */
+#define NATF_FIN_OWNER (1U << 2)
+#define NATF_FIN_PEER (1U << 3)
+#define NATF_RST (1U << 4)
+#define NATF_GUESSED (1U << 5) /* of the host, in mid-stream: never moves to weft_nat */
+#define NATF_SLOT_SHIFT 16     /* slot of the node's address in weft_natip */
+
+struct weft_nat {
+	__u32 expires; /* tick */
+	__u32 flags;   /* NATF_* */
+	__u32 generation;
+	__u16 endpoint;	    /* owner; 0: the host */
+	__u16 port;	    /* of the owner */
+	struct v6addr addr; /* of the owner; IPv4 in the first word */
+};
+
+/* weft_natip[slot]: an address of the node. 0 is no slot. */
+#define NAT_SLOTS 256
+
+struct weft_nat_address {
+	struct v6addr v6;
+	__u32 v4;
+	__u32 pad;
+};
+
+/* weft_natdev: device with to_net -> slots of the addresses that flows leave it with. */
+struct weft_nat_device {
+	__u32 v4;
+	__u32 v6;
 };
 
 /* weft_frag*: a datagram's fragments -> ports of the first one. */

@@ -62,6 +62,7 @@ type Agent struct {
 	watcher   *link.DeviceWatcher
 	devices   *nodeDevices
 	overlay   *overlay
+	masq      *masquerader
 	derive    *deriver
 
 	client    *k8s.Client
@@ -216,8 +217,9 @@ func (a *Agent) newKubernetes(ctx context.Context) (err error) {
 // newDatapath takes over what an earlier agent left in the kernel: programs
 // first, so that all that follows meets the present version, then endpoints.
 func (a *Agent) newDatapath(ctx context.Context) (err error) {
+	v4, v6 := a.cfg.Masquerades()
 	a.dp, err = datapath.Open(datapath.Options{
-		Root: a.opts.Paths.BPF, IPv4: a.fam.v4, IPv6: a.fam.v6, Log: a.log,
+		Root: a.opts.Paths.BPF, IPv4: a.fam.v4, IPv6: a.fam.v6, Masquerade: v4 || v6, Log: a.log,
 	})
 	if err != nil {
 		return err
@@ -244,6 +246,8 @@ func (a *Agent) newDatapath(ctx context.Context) (err error) {
 	if len(a.mem.Addrs) > 0 {
 		_ = a.overlay.check() // shown by the component Routing, and tried again
 	}
+	a.masq = newMasquerader(a.cfg, a.dp.Maps().NAT, reservation{a.links, a.opts.Paths.reserved()}, a.opts.Paths.MasqAgent, a.log)
+	a.masq.Set(a.enabled(a.mem.Addrs), devs)
 	if err := a.configure(a.mem.Addrs); err != nil {
 		return err
 	}
@@ -280,7 +284,8 @@ type purger struct{ *datapath.Datapath }
 // PurgeAddrs implements endpoint.Datapath.
 func (p purger) PurgeAddrs(addrs ...netip.Addr) error {
 	_, err := p.Maps().CT.PurgeAddrs(addrs...)
-	return err
+	_, natErr := p.Maps().NAT.PurgeAddrs(addrs...)
+	return errors.Join(err, natErr)
 }
 
 // newLoops makes derivation, reconcilers, gate and CNI server, on a database
@@ -418,7 +423,7 @@ func (a *Agent) background(ctx context.Context, g *errgroup.Group) {
 		a.derive.Run, a.ipcacheLoop.Run, a.routesLoop.Run,
 		a.reflect.Run, a.publisher.Run, a.publishEndpoints,
 		a.followNode, a.followDevices, a.followRoutes, a.followOverlay, a.followForward, a.checkCilium, a.runGate, a.markReady,
-		a.peers.Run, a.readEvents, a.maintain, a.sendReports, a.followLedger, a.followLeaks,
+		a.peers.Run, a.readEvents, a.maintain, a.sendReports, a.followLedger, a.followLeaks, a.masq.run,
 	} {
 		g.Go(func() error { return f(ctx) })
 	}
@@ -488,6 +493,7 @@ func (a *Agent) enabledRanges(ranges []netip.Prefix) []netip.Prefix {
 // configure puts into effect what programs read at run time.
 func (a *Agent) configure(addrs []netip.Addr) error {
 	c := maps.DefaultConfig()
+	c.Masquerade = a.masq.settings()
 	for _, x := range a.enabled(addrs) {
 		if x.Is4() && !c.NodeIPv4.IsValid() {
 			c.NodeIPv4 = x

@@ -173,5 +173,8 @@ func names(devs []datapath.Device) []string {
 
 // followDevices feeds the table until ctx ends.
 func (a *Agent) followDevices(ctx context.Context) error {
-	return a.watcher.Run(ctx, func(devs []table.Device) { _ = a.devices.Set(devs) })
+	return a.watcher.Run(ctx, func(devs []table.Device) {
+		_ = a.devices.Set(devs)
+		a.masq.Set(nil, devs)
+	})
 }

@@ -4,12 +4,17 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
+	"github.com/weft-net/weft/internal/datapath/reason"
 	"github.com/weft-net/weft/internal/flow"
 	"github.com/weft-net/weft/internal/table"
 )
+
+// sweepMost bounds one round of removing expired translations.
+const sweepMost = 1 << 17
 
 // readEvents hands the datapath's records to whoever listens.
 func (a *Agent) readEvents(ctx context.Context) error {
@@ -66,5 +71,31 @@ func (a *Agent) maintain(ctx context.Context) error {
 			a.log.Warn("expired conntrack entries cannot be removed", "error", err)
 		}
 		a.metrics.swept.Add(float64(n))
+		a.maintainNAT()
 	}
+}
+
+// maintainNAT removes expired translations and looks for drops by lack of ports.
+func (a *Agent) maintainNAT() {
+	if !a.masq.on() {
+		return
+	}
+	n, err := a.dp.Maps().NAT.Sweep(sweepMost)
+	if err != nil {
+		a.log.Warn("expired translations cannot be removed", "error", err)
+	}
+	a.metrics.natSwept.Add(float64(n))
+	rows, err := a.dp.Maps().NAT.List(0)
+	counters, cerr := a.dp.Maps().Metrics.List()
+	if err = errors.Join(err, cerr); err != nil {
+		a.log.Warn("translations cannot be counted", "error", err)
+		return
+	}
+	var dropped uint64
+	for _, c := range counters {
+		if c.Reason == reason.NATExhausted.String() {
+			dropped += c.Packets
+		}
+	}
+	a.masq.observe(dropped, len(rows), time.Now())
 }

@@ -21,6 +21,7 @@ type metrics struct {
 	operations *prometheus.HistogramVec
 	wait       prometheus.Histogram
 	swept      prometheus.Counter
+	natSwept   prometheus.Counter
 	events     *prometheus.CounterVec
 	startup    prometheus.Gauge
 }
@@ -39,6 +40,9 @@ func newMetrics(version string) (*metrics, error) {
 		swept: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "weft_conntrack_swept_entries_total", Help: "Expired conntrack entries removed.",
 		}),
+		natSwept: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "weft_nat_swept_entries_total", Help: "Expired translations of masqueraded flows removed.",
+		}),
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "weft_datapath_events_total", Help: "Records read from the datapath's ring buffer.",
 		}, []string{"type"}),
@@ -51,7 +55,7 @@ func newMetrics(version string) (*metrics, error) {
 	})
 	info.Set(1)
 	for _, c := range []prometheus.Collector{
-		m.operations, m.wait, m.swept, m.events, m.startup, info,
+		m.operations, m.wait, m.swept, m.natSwept, m.events, m.startup, info,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	} {
 		if err := m.registry.Register(c); err != nil {
@@ -83,6 +87,7 @@ type readings struct {
 	peers       func() []health.PeerResult
 	proven      func() bool
 	connected   func() bool
+	translated  func() int
 }
 
 // collector turns readings into metrics.
@@ -112,6 +117,7 @@ func newCollector(r readings) *collector {
 		{"weft_map_capacity", "Entries that a BPF map can hold; of the ring buffer, bytes.", []string{"map"}},
 		{"weft_peer_reachable", "1 if the last probe of a peer's health address was answered.", []string{"peer", "address"}},
 		{"weft_peer_round_trip_seconds", "Round trip of the last probe that was answered.", []string{"peer", "address"}},
+		{"weft_nat_entries", "Masqueraded flows, and ports that the host holds among theirs, as counted last.", nil},
 		{"weft_node_proven", "1 if this node takes pods.", nil},
 		{"weft_kubernetes_connected", "1 if no call to the API server fails at present.", nil},
 	} {
@@ -140,6 +146,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	gauge("weft_remote_pods", float64(c.r.remotePods()))
 	gauge("weft_node_proven", number(c.r.proven()))
 	gauge("weft_kubernetes_connected", number(c.r.connected()))
+	gauge("weft_nat_entries", float64(c.r.translated()))
 	for _, r := range c.r.ipam().Ranges {
 		gauge("weft_ipam_addresses", float64(r.Used), r.Prefix.String(), "used")
 		gauge("weft_ipam_addresses", float64(r.Quarantined), r.Prefix.String(), "quarantined")

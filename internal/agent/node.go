@@ -82,6 +82,7 @@ func (a *Agent) applyNode(ctx context.Context, n *table.Node, known bool) error 
 	if err := a.devices.Set(devs); err != nil {
 		return err
 	}
+	a.masq.Set(addrs, devs)
 	if err := a.configure(addrs); err != nil {
 		return err
 	}

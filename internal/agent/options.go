@@ -36,6 +36,7 @@ type Paths struct {
 	HealthNetns string
 	Credentials string // of the service account
 	Sysctl      string // /proc/sys/net of the node; empty: found by package link
+	MasqAgent   string // ip-masq-agent's file
 }
 
 // DefaultPaths are those of a node.
@@ -48,6 +49,7 @@ func DefaultPaths() Paths {
 		CNIBin:      "/opt/cni/bin",
 		HealthNetns: "/run/netns/weft-health",
 		Credentials: k8s.CredentialsDir,
+		MasqAgent:   "/etc/config/ip-masq-agent",
 	}
 }
 
@@ -57,6 +59,7 @@ func (p Paths) queue() string       { return filepath.Join(p.Run, filepath.Base(
 func (p Paths) unreachable() string { return filepath.Join(p.Run, filepath.Base(cni.UnreachableFile)) }
 func (p Paths) endpoints() string   { return filepath.Join(p.Run, "endpoints.json") }
 func (p Paths) node() string        { return filepath.Join(p.Run, "node.json") }
+func (p Paths) reserved() string    { return filepath.Join(p.Run, "reserved-ports") }
 func (p Paths) lock() string        { return filepath.Join(p.Run, "agent.lock") }
 func (p Paths) conflist() string    { return filepath.Join(p.CNIConf, cni.ConflistName) }
 func (p Paths) plugin() string      { return filepath.Join(p.CNIBin, cni.PluginType) }

@@ -34,7 +34,7 @@ func (a *Agent) Status(ctx context.Context) rpc.Status {
 		Node: a.opts.NodeName, Version: a.opts.Version, StartedAt: a.start,
 		Components: []rpc.Component{
 			a.kubernetesComponent(), a.datapathComponent(ctx), a.ipamComponent(), a.endpointsComponent(),
-			a.routingComponent(), a.gate.Component(), a.peers.Component(), a.cniComponent(), a.proxy.Component(ctx),
+			a.routingComponent(), a.masq.Component(), a.gate.Component(), a.peers.Component(), a.cniComponent(), a.proxy.Component(ctx),
 			{Name: "Hubble", State: rpc.StateDisabled, Message: "not built yet"},
 			a.modulesComponent(),
 		},
@@ -270,6 +270,7 @@ func (a *Agent) registry() (http.Handler, error) {
 		memory:      a.dp.Maps().Memory,
 		peers:       a.peers.Results,
 		proven:      a.gateProven,
+		translated:  a.masq.translated,
 		connected:   func() bool { return len(a.client.Connection().Failing) == 0 },
 	}))
 	if err != nil {
@@ -319,6 +320,7 @@ func (a *Agent) queries() map[string]rpc.Query {
 			}
 			return rows, err
 		},
+		rpc.PathBPFNAT:     func(context.Context, url.Values) (any, error) { return a.dp.Maps().NAT.List(0) },
 		rpc.PathBPFMetrics: func(context.Context, url.Values) (any, error) { return a.dp.Maps().Metrics.List() },
 	}
 }

@@ -73,6 +73,14 @@ func (u *uninstaller) network(ctx context.Context) {
 		u.failed(err)
 		return
 	}
+	r := reservation{links, u.o.Paths.reserved()}
+	if _, err := os.Stat(r.file); err == nil {
+		if err := r.ensure(false, 0, 0); err != nil {
+			u.failed(err)
+		} else {
+			u.told("reserved ports", "of masqueraded flows")
+		}
+	}
 	routes, err := links.ListRoutes()
 	if err != nil {
 		u.failed(err)

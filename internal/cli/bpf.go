@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+	"strconv"
 
 	"github.com/spf13/cobra"
 
@@ -44,6 +45,16 @@ func (a *app) bpfCommand() *cobra.Command {
 				verb: []string{"bpf", "ct", "list"}, path: rpc.PathBPFCT,
 				offline: a.pinned(func(s *maps.Set) (any, error) { return s.CT.List(0) }),
 			})),
+		group("nat", "Flows that leave with the node's address",
+			listCommand[maps.NATRow](a, listing{
+				use: "list", short: "List the maps of masqueraded flows",
+				verb: []string{"bpf", "nat", "list"}, path: rpc.PathBPFNAT,
+				offline: a.pinned(func(s *maps.Set) (any, error) { return s.NAT.List(0) }),
+			}),
+			listCommand[flushed](a, listing{
+				use: "flush", short: "Forget all masqueraded flows; those that go on take their ports again",
+				verb: []string{"bpf", "nat", "flush"}, local: a.flushNAT,
+			})),
 		group("metrics", "Packets and bytes by hook and reason",
 			listCommand[maps.MetricRow](a, listing{
 				use: "list", short: "List the counters",
@@ -63,6 +74,28 @@ func (a *app) pinned(read func(*maps.Set) (any, error)) func(context.Context) (a
 		rows, err := read(s)
 		return rows, errors.Join(err, s.Close())
 	}
+}
+
+// flushed tells how much a flush removed.
+type flushed struct {
+	Removed int `json:"removed"`
+}
+
+// TableHeader names the columns of TableRow.
+func (*flushed) TableHeader() []string { return []string{"REMOVED"} }
+
+// TableRow renders the row under TableHeader.
+func (f *flushed) TableRow() []string { return []string{strconv.Itoa(f.Removed)} }
+
+// flushNAT empties the pinned maps of masqueraded flows. The agent has no part
+// in it: the maps are the state.
+func (a *app) flushNAT(context.Context) (any, error) {
+	s, err := datapath.OpenMapsToWrite(a.paths.pins)
+	if err != nil {
+		return nil, err
+	}
+	n, err := s.NAT.Flush()
+	return []flushed{{n}}, errors.Join(err, s.Close())
 }
 
 // leftBehind says what forwards on a node whose agent does not answer; nil

@@ -24,7 +24,9 @@ type listing struct {
 	path       string   // of the local API
 	// offline reads the rows where no agent answers; nil where only an agent knows.
 	offline func(ctx context.Context) (any, error)
-	args    cobra.PositionalArgs
+	// local takes the agent's place on the node; nil for what the agent is asked.
+	local func(ctx context.Context) (any, error)
+	args  cobra.PositionalArgs
 }
 
 func listCommand[T any, P row[T]](a *app, l listing) *cobra.Command {
@@ -72,6 +74,13 @@ func (a *app) rows(ctx context.Context, l listing) (replies []reply, merged bool
 }
 
 func (a *app) localRows(ctx context.Context, l listing) ([]byte, error) {
+	if l.local != nil {
+		rows, err := l.local(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", strings.Join(l.verb, " "), err)
+		}
+		return json.Marshal(rows)
+	}
 	c := rpc.NewClient(a.paths.socket)
 	defer c.Close()
 	b, err := c.Get(ctx, l.path)

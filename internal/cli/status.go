@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -102,11 +101,29 @@ func waitingFor(rep *report, err error) string {
 		return err.Error()
 	}
 	for _, l := range rep.lines() {
-		if !strings.HasSuffix(l, ": OK") && !strings.Contains(l, ": "+string(rpc.StateDisabled)) {
+		if !rep.fine(l) {
 			return l
 		}
 	}
 	return "some nodes do not take pods yet"
+}
+
+// fine tells whether a line is that of a component with which all is well.
+func (r *report) fine(l string) bool {
+	is := func(c rpc.Component, node string) bool {
+		return (c.State == rpc.StateOK || c.State == rpc.StateDisabled) && line(c, node) == l
+	}
+	if r.Agents != nil && is(*r.Agents, "") {
+		return true
+	}
+	for _, n := range r.Nodes {
+		for _, c := range n.Components {
+			if is(c, r.nodeName(n)) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // report asks this node or all nodes once.
@@ -257,6 +274,9 @@ func (r *report) nodeName(n nodeStatus) string {
 func line(c rpc.Component, node string) string {
 	switch c.State {
 	case rpc.StateOK:
+		if c.Inline {
+			return c.Name + ": " + c.Message
+		}
 		return c.Name + ": OK"
 	case rpc.StateDisabled:
 		if c.Message == "" {

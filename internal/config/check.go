@@ -63,7 +63,8 @@ func (c *Config) check() []error {
 	if !filepath.IsAbs(c.CgroupRoot) {
 		bad("cgroup-root", "%q is not an absolute path", c.CgroupRoot)
 	}
-	return append(append(append(errs, c.checkRouting()...), c.checkPool()...), c.checkNetwork()...)
+	errs = append(append(errs, c.checkRouting()...), c.checkMasquerade()...)
+	return append(append(errs, c.checkPool()...), c.checkNetwork()...)
 }
 
 func (c *Config) checkNetwork() []error {

@@ -28,5 +28,6 @@ type Config struct {
 	PprofPort            int          `key:"pprof-port"`          // on loopback, 0 is off
 	IPv4NativeCIDR       netip.Prefix `key:"ipv4-native-routing-cidr"`
 	IPv6NativeCIDR       netip.Prefix `key:"ipv6-native-routing-cidr"`
+	Masquerade           Masquerade   // pods' flows to the outside
 	K8sAPIServer         string       `key:"k8s-api-server"` // https://HOST:PORT; empty: as the pod's environment says
 }

@@ -3,6 +3,7 @@
 package config_test
 
 import (
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -81,6 +82,12 @@ func TestRefusals(t *testing.T) {
 		{"ipv4-native-routing-cidr", "10.0.0.1/8", "write 10.0.0.0/8"},
 		{"ipv4-native-routing-cidr", "fd00::/8", "is of the other family"},
 		{"ipv6-native-routing-cidr", "fd00::/8", "its family is off"},
+		{"enable-ipv4-masquerade", "true", "set bpf.masquerade=true, or enableIPv4Masquerade=false"},
+		{"enable-ip-masq-agent", "true", "true needs enable-bpf-masquerade"},
+		{"masquerade-port-range", "30000-40000", "overlaps NodePorts"},
+		{"masquerade-port-range", "80-2000", "begins below 1024"},
+		{"masquerade-port-range", "50000-50010", "fewer than"},
+		{"masquerade-port-range", "50000", "is not a range of ports such as 49152-65535"},
 		{"prometheus-port", "9879", "9879 is taken by agent-health-port already"},
 		{"prometheus-port", "70000", "70000 is not a port"},
 		{"agent-health-port", "0", "0 is not possible"},
@@ -117,6 +124,44 @@ func TestClusterPool(t *testing.T) {
 	_, err = config.Parse(map[string]string{"ipam": "cluster-pool", "cluster-pool-ipv6-cidr": "fd00:10::/104"})
 	if err == nil || !strings.Contains(err.Error(), "fd00:10::/104 is set but its family is off") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// Guards against masquerade that nobody asked for, or that starts without
+// knowing where pods' addresses are routed.
+func TestMasquerade(t *testing.T) {
+	on := map[string]string{"enable-bpf-masquerade": "true", "enable-ipv4-masquerade": "true", "enable-ipv6-masquerade": "true"}
+	with := func(more ...string) map[string]string {
+		out := maps.Clone(on)
+		for i := 0; i < len(more); i += 2 {
+			out[more[i]] = more[i+1]
+		}
+		return out
+	}
+	if _, err := config.Parse(on); err == nil || !strings.Contains(err.Error(), "set ipv4NativeRoutingCIDR to the range") {
+		t.Errorf("without a range: %v", err)
+	}
+	for _, tc := range []struct {
+		values map[string]string
+		v4, v6 bool
+	}{
+		{nil, false, false},
+		{with("ipv4-native-routing-cidr", "10.0.0.0/8"), true, false},
+		{with("enable-ip-masq-agent", "true"), true, false},
+		{with("enable-ip-masq-agent", "true", "enable-ipv6", "true"), true, true},
+		{with("enable-ipv4-masquerade", "false"), false, false},
+	} {
+		c, err := config.Parse(tc.values)
+		if err != nil {
+			t.Errorf("%v: %v", tc.values, err)
+			continue
+		}
+		if v4, v6 := c.Masquerades(); v4 != tc.v4 || v6 != tc.v6 {
+			t.Errorf("%v: IPv4 %t, IPv6 %t", tc.values, v4, v6)
+		}
+	}
+	if low, high := config.Default().Masquerade.PortRange(); low != 49152 || high != 65535 {
+		t.Errorf("ports %d-%d", low, high)
 	}
 }
 

@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/weft-net/weft/internal/masquerade"
 )
 
 // maxValue bounds a value in bytes. A ConfigMap holds at most 1 MiB in all; no
@@ -34,6 +36,7 @@ func Default() *Config {
 		MonitorAggregation:   "medium",
 		HealthPort:           9879,
 		PrometheusPort:       9962,
+		Masquerade:           Masquerade{Ports: fmt.Sprintf("%d-%d", masquerade.DefaultMin, masquerade.DefaultMax)},
 	}
 }
 

@@ -23,6 +23,7 @@ const DefaultRoot = "/sys/fs/bpf/weft"
 type Options struct {
 	Root       string // on bpffs; DefaultRoot if empty
 	IPv4, IPv6 bool   // a family that is off is dropped at pods and left alone elsewhere
+	Masquerade bool   // else the maps of masqueraded flows are as small as they get
 	Sizes      maps.Sizes
 	Log        *slog.Logger
 }
@@ -180,10 +181,11 @@ func loadSpec(o Options, has features) (*ebpf.CollectionSpec, error) {
 }
 
 // shrinkUnused makes the maps that are allocated in full as small as they get
-// where their family is off.
+// where their family, or masquerade, is off.
 func shrinkUnused(o Options, spec *ebpf.CollectionSpec) {
 	for name, m := range spec.Maps {
 		off := (strings.HasSuffix(name, "4") && !o.IPv4) || (strings.HasSuffix(name, "6") && !o.IPv6)
+		off = off || (strings.HasPrefix(name, "weft_nat") && !o.Masquerade)
 		if off && m.Type == ebpf.LRUHash {
 			m.MaxEntries = 1
 		}

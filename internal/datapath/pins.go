@@ -150,12 +150,19 @@ func lockRoot(root string) (unlock func(), err error) {
 
 // OpenMaps opens the pinned maps for reading, without an agent.
 func OpenMaps(root string) (*weftmaps.Set, error) {
+	return openPinned(root, &ebpf.LoadPinOptions{ReadOnly: true})
+}
+
+// OpenMapsToWrite opens the pinned maps, without an agent.
+func OpenMapsToWrite(root string) (*weftmaps.Set, error) { return openPinned(root, nil) }
+
+func openPinned(root string, o *ebpf.LoadPinOptions) (*weftmaps.Set, error) {
 	if root == "" {
 		root = DefaultRoot
 	}
 	all := &mapFiles{all: map[string]*ebpf.Map{}}
 	for _, name := range weftmaps.Names() {
-		m, err := ebpf.LoadPinnedMap(filepath.Join(root, mapsDir, name), &ebpf.LoadPinOptions{ReadOnly: true})
+		m, err := ebpf.LoadPinnedMap(filepath.Join(root, mapsDir, name), o)
 		if errors.Is(err, fs.ErrNotExist) {
 			err = fmt.Errorf("not pinned under %s: no agent has run on this node since it booted, or Weft was uninstalled", root)
 		}

@@ -29,6 +29,7 @@ const (
 	PathBPFEndpoint = "/v1/bpf/endpoint" // []maps.EndpointRow, as the kernel has them
 	PathBPFIPCache  = "/v1/bpf/ipcache"  // []maps.IPCacheRow
 	PathBPFCT       = "/v1/bpf/ct"       // []maps.CTRow
+	PathBPFNAT      = "/v1/bpf/nat"      // []maps.NATRow
 	PathBPFMetrics  = "/v1/bpf/metrics"  // []maps.MetricRow
 	PathMonitor     = "/v1/monitor"      // ?type=drop|trace&pod=NAMESPACE/NAME
 	PathConfig      = "/v1/config"       // config.Config in effect
@@ -51,6 +52,8 @@ type Component struct {
 	State   State    `json:"state"`
 	Message string   `json:"message,omitempty"` // on OK a short summary, else the reason and what to do
 	Details []string `json:"details,omitempty"` // shown with --verbose
+	// Inline shows Message in the component's line on OK too.
+	Inline bool `json:"inline,omitempty"`
 }
 
 // State of a component.

@@ -65,3 +65,24 @@ func (l *Links) ensure(name, value string) error {
 	}
 	return nil
 }
+
+const reservedPorts = "ipv4/ip_local_reserved_ports"
+
+// ReservedPorts returns net.ipv4.ip_local_reserved_ports: ports, of both
+// families, that the kernel does not choose for the node's own sockets.
+func (l *Links) ReservedPorts() (string, error) {
+	b, err := os.ReadFile(filepath.Join(l.proc, reservedPorts))
+	if err != nil {
+		return "", fmt.Errorf("sysctl %s: %w", sysctlName(reservedPorts), err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+// SetReservedPorts replaces what ReservedPorts returns. Sockets that have such a
+// port already keep it.
+func (l *Links) SetReservedPorts(ports string) error {
+	if err := l.write(reservedPorts, ports+"\n"); err != nil {
+		return fmt.Errorf("%w: run on the node: sysctl -w %s=%s", err, sysctlName(reservedPorts), ports)
+	}
+	return nil
+}

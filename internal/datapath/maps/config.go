@@ -3,6 +3,8 @@
 package maps
 
 import (
+	"crypto/rand"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"time"
@@ -32,6 +34,32 @@ type Config struct {
 	NodeIPv6  netip.Addr `json:"nodeIPv6"`
 	Timeouts  Timeouts   `json:"timeouts"`
 	Overlay   Overlay    `json:"overlay"`
+	// Masquerade is off where it is zero.
+	Masquerade Masquerade `json:"masquerade"`
+}
+
+// Masquerade says which flows of pods leave with the node's address.
+type Masquerade struct {
+	IPv4    bool   `json:"ipv4"`
+	IPv6    bool   `json:"ipv6"`
+	PortMin uint16 `json:"portMin"` // ports that they get
+	PortMax uint16 `json:"portMax"`
+}
+
+// Bits of weft_cfg.nat, as NAT_* in bpf/lib/types.h.
+const (
+	natIPv4 = 1 << 0
+	natIPv6 = 1 << 1
+)
+
+func (m Masquerade) bits() (b uint32) {
+	if m.IPv4 {
+		b |= natIPv4
+	}
+	if m.IPv6 {
+		b |= natIPv6
+	}
+	return b
 }
 
 // Overlay is this node's part in the overlay network. IfIndex 0: none, nothing
@@ -58,6 +86,7 @@ type Timeouts struct {
 	AnsweredStack time.Duration `json:"answeredStack"` // all else, on the stack: longer than netfilter's 120 s
 	Unanswered    time.Duration `json:"unanswered"`    // all else; longer than netfilter's 30 s
 	Fragment      time.Duration `json:"fragment"`      // ports of a first fragment
+	NATHold       time.Duration `json:"natHold"`       // port of a closed masqueraded TCP flow: the server remembers it
 }
 
 // DefaultConfig returns what Open starts with.
@@ -67,7 +96,7 @@ func DefaultConfig() Config {
 		Timeouts: Timeouts{
 			Established: 8000 * time.Second, SYN: 60 * time.Second, Closing: 10 * time.Second,
 			Answered: 60 * time.Second, AnsweredStack: 180 * time.Second,
-			Unanswered: 40 * time.Second, Fragment: 30 * time.Second,
+			Unanswered: 40 * time.Second, Fragment: 30 * time.Second, NATHold: 60 * time.Second,
 		},
 	}
 }
@@ -115,11 +144,34 @@ func (c *ConfigMap) Set(cfg Config) error {
 		TunnelLocal:   mapped(cfg.Overlay.Local),
 		TunnelIfindex: uint32(cfg.Overlay.IfIndex),
 		TunnelMtu:     uint32(cfg.Overlay.MTU),
+		Nat:           cfg.Masquerade.bits(),
+		NatMin:        cfg.Masquerade.PortMin,
+		NatMax:        cfg.Masquerade.PortMax,
+		NatHold:       ticks(t.NATHold, dt.NATHold),
+	}
+	var err error
+	if row.NatSeed, err = c.seed(); err != nil {
+		return err
 	}
 	if cfg.Overlay.Strict {
 		row.TunnelFlags |= flagStrict
 	}
 	return put(c.m, uint32(0), row)
+}
+
+// seed returns what the choice of ports starts from: what the map holds, so that
+// an agent that starts anew chooses as the last one did, or something random.
+func (c *ConfigMap) seed() (uint32, error) {
+	var old object.DatapathWeftConfig
+	if err := c.m.Lookup(uint32(0), &old); err != nil {
+		return 0, fmt.Errorf("map weft_cfg: %w", err)
+	}
+	if old.NatSeed != 0 {
+		return old.NatSeed, nil
+	}
+	var b [4]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return binary.NativeEndian.Uint32(b[:]) | 1, nil
 }
 
 // Get returns what is in effect, rounded to ticks.
@@ -134,7 +186,11 @@ func (c *ConfigMap) Get() (Config, error) {
 		Trace: TraceLevel(row.Trace), EventRate: rate(row.EventRate), ICMPRate: rate(row.IcmpRate),
 		Timeouts: Timeouts{
 			Established: d(row.Established), SYN: d(row.Syn), Closing: d(row.Closing), Answered: d(row.Answered),
-			AnsweredStack: d(row.AnsweredStack), Unanswered: d(row.Unanswered), Fragment: d(row.Fragment),
+			AnsweredStack: d(row.AnsweredStack), Unanswered: d(row.Unanswered), Fragment: d(row.Fragment), NATHold: d(row.NatHold),
+		},
+		Masquerade: Masquerade{
+			IPv4: row.Nat&natIPv4 != 0, IPv6: row.Nat&natIPv6 != 0,
+			PortMin: row.NatMin, PortMax: row.NatMax,
 		},
 	}
 	cfg.Overlay = Overlay{

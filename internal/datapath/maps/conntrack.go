@@ -36,7 +36,7 @@ type CTRow struct {
 	DstPort     uint16         `json:"dstPort"`
 	Path        string         `json:"path"` // fast or stack
 	Answered    bool           `json:"answered"`
-	Flags       string         `json:"flags,omitempty"` // guessed, fin-src, fin-dst, rst
+	Flags       string         `json:"flags,omitempty"` // guessed, fin-src, fin-dst, rst, masq:PORT
 	Expires     time.Duration  `json:"expires"`         // from now; negative: expired, not yet collected
 	SrcIdentity table.Identity `json:"srcIdentity"`
 	DstIdentity table.Identity `json:"dstIdentity"`
@@ -132,6 +132,9 @@ func ctRow(addrs [2]netip.Addr, ports [2]uint16, proto uint8, v object.DatapathW
 			flags = append(flags, f.name)
 		}
 	}
+	if nat := showNAT(v.Nat); nat != "" {
+		flags = append(flags, nat)
+	}
 	r.Flags = strings.Join(flags, ",")
 	return r
 }
@@ -222,19 +225,19 @@ func (m *CTMap) Flush() (int, error) {
 
 // purge deletes the entries that match. With still set, an entry is read again
 // right before: a packet may have refreshed it since the batch was read.
-func purge[K any](m *ebpf.Map, match func(K, object.DatapathWeftCt) bool, limit int, still func(object.DatapathWeftCt) bool) (int, error) {
+func purge[K, V any](m *ebpf.Map, match func(K, V) bool, limit int, still func(V) bool) (int, error) {
 	n := 0
 	var failed error
 	if limit < 0 {
 		return 0, nil
 	}
-	err := batches(m, func(ks []K, vs []object.DatapathWeftCt) bool {
+	err := batches(m, func(ks []K, vs []V) bool {
 		for i := range ks {
 			if !match(ks[i], vs[i]) {
 				continue
 			}
 			if still != nil {
-				var v object.DatapathWeftCt
+				var v V
 				if err := m.Lookup(ks[i], &v); err != nil || !still(v) {
 					continue
 				}

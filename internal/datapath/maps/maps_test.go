@@ -297,8 +297,8 @@ func TestDefaultMemory(t *testing.T) {
 	for _, r := range rows {
 		sum += r.Bytes
 	}
-	if mib := float64(sum) / (1 << 20); mib < 40 || mib > 50 {
-		t.Errorf("all maps take %.1f MiB, want about 45", mib)
+	if mib := float64(sum) / (1 << 20); mib < 60 || mib > 70 {
+		t.Errorf("all maps take %.1f MiB, want about 65", mib)
 	}
 }
 

@@ -25,6 +25,7 @@ type Set struct {
 	Endpoints *EndpointMap
 	IPCache   *IPCacheMap
 	CT        *CTMap
+	NAT       *NATMap
 	Metrics   *MetricsMap
 
 	raw map[string]*ebpf.Map
@@ -48,6 +49,12 @@ func NewSet(raw map[string]*ebpf.Map) (*Set, error) {
 			answered4: raw[object.DatapathMapWeftCt4], answered6: raw[object.DatapathMapWeftCt6],
 			new4: raw[object.DatapathMapWeftCtn4], new6: raw[object.DatapathMapWeftCtn6],
 		},
+		NAT: &NATMap{
+			main4: raw[object.DatapathMapWeftNat4], main6: raw[object.DatapathMapWeftNat6],
+			new4: raw[object.DatapathMapWeftNatn4], new6: raw[object.DatapathMapWeftNatn6],
+			addresses: raw[object.DatapathMapWeftNatip], devices: raw[object.DatapathMapWeftNatdev],
+			exclude4: raw[object.DatapathMapWeftNomasq4], exclude6: raw[object.DatapathMapWeftNomasq6],
+		},
 		Metrics: &MetricsMap{m: raw[object.DatapathMapWeftMetrics]},
 		raw:     raw,
 	}, nil
@@ -60,7 +67,10 @@ func Names() []string {
 		object.DatapathMapWeftCtn4, object.DatapathMapWeftCtn6, object.DatapathMapWeftDev,
 		object.DatapathMapWeftEp, object.DatapathMapWeftEvents, object.DatapathMapWeftFrag4,
 		object.DatapathMapWeftFrag6, object.DatapathMapWeftIpc4, object.DatapathMapWeftIpc6,
-		object.DatapathMapWeftMetrics, object.DatapathMapWeftNet4, object.DatapathMapWeftNet6,
+		object.DatapathMapWeftMetrics, object.DatapathMapWeftNat4, object.DatapathMapWeftNat6,
+		object.DatapathMapWeftNatdev, object.DatapathMapWeftNatip, object.DatapathMapWeftNatn4,
+		object.DatapathMapWeftNatn6, object.DatapathMapWeftNet4, object.DatapathMapWeftNet6,
+		object.DatapathMapWeftNomasq4, object.DatapathMapWeftNomasq6,
 		object.DatapathMapWeftRate,
 	}
 }

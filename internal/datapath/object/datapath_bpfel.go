@@ -38,6 +38,11 @@ type DatapathWeftConfig struct {
 	TunnelMtu     uint32
 	TunnelFlags   uint32
 	TunnelSpare   uint32
+	Nat           uint32
+	NatSeed       uint32
+	NatHold       uint32
+	NatMin        uint16
+	NatMax        uint16
 }
 
 type DatapathWeftCt struct {
@@ -54,7 +59,7 @@ type DatapathWeftCt struct {
 	DstRevision   uint32
 	SrcEndpoint   uint16
 	DstEndpoint   uint16
-	Spare         uint32
+	Nat           uint32
 }
 
 type DatapathWeftCt4Key struct {
@@ -159,6 +164,49 @@ type DatapathWeftMetric struct {
 	Bytes   uint64
 }
 
+type DatapathWeftNat struct {
+	_          structs.HostLayout
+	Expires    uint32
+	Flags      uint32
+	Generation uint32
+	Endpoint   uint16
+	Port       uint16
+	Addr       DatapathV6addr
+}
+
+type DatapathWeftNat4Key struct {
+	_        structs.HostLayout
+	Peer     uint32
+	Addr     uint32
+	PeerPort uint16
+	Port     uint16
+	Proto    uint8
+	Pad      [3]uint8
+}
+
+type DatapathWeftNat6Key struct {
+	_        structs.HostLayout
+	Peer     DatapathV6addr
+	Addr     DatapathV6addr
+	PeerPort uint16
+	Port     uint16
+	Proto    uint8
+	Pad      [3]uint8
+}
+
+type DatapathWeftNatAddress struct {
+	_   structs.HostLayout
+	V6  DatapathV6addr
+	V4  uint32
+	Pad uint32
+}
+
+type DatapathWeftNatDevice struct {
+	_  structs.HostLayout
+	V4 uint32
+	V6 uint32
+}
+
 type DatapathWeftNet4Key struct {
 	_         structs.HostLayout
 	Prefixlen uint32
@@ -196,8 +244,16 @@ const (
 	DatapathMapWeftIpc4     = "weft_ipc4"
 	DatapathMapWeftIpc6     = "weft_ipc6"
 	DatapathMapWeftMetrics  = "weft_metrics"
+	DatapathMapWeftNat4     = "weft_nat4"
+	DatapathMapWeftNat6     = "weft_nat6"
+	DatapathMapWeftNatdev   = "weft_natdev"
+	DatapathMapWeftNatip    = "weft_natip"
+	DatapathMapWeftNatn4    = "weft_natn4"
+	DatapathMapWeftNatn6    = "weft_natn6"
 	DatapathMapWeftNet4     = "weft_net4"
 	DatapathMapWeftNet6     = "weft_net6"
+	DatapathMapWeftNomasq4  = "weft_nomasq4"
+	DatapathMapWeftNomasq6  = "weft_nomasq6"
 	DatapathMapWeftRate     = "weft_rate"
 	DatapathProgFromNet     = "from_net"
 	DatapathProgFromOverlay = "from_overlay"
@@ -277,8 +333,16 @@ type DatapathMapSpecs struct {
 	WeftIpc4    *ebpf.MapSpec `ebpf:"weft_ipc4"`
 	WeftIpc6    *ebpf.MapSpec `ebpf:"weft_ipc6"`
 	WeftMetrics *ebpf.MapSpec `ebpf:"weft_metrics"`
+	WeftNat4    *ebpf.MapSpec `ebpf:"weft_nat4"`
+	WeftNat6    *ebpf.MapSpec `ebpf:"weft_nat6"`
+	WeftNatdev  *ebpf.MapSpec `ebpf:"weft_natdev"`
+	WeftNatip   *ebpf.MapSpec `ebpf:"weft_natip"`
+	WeftNatn4   *ebpf.MapSpec `ebpf:"weft_natn4"`
+	WeftNatn6   *ebpf.MapSpec `ebpf:"weft_natn6"`
 	WeftNet4    *ebpf.MapSpec `ebpf:"weft_net4"`
 	WeftNet6    *ebpf.MapSpec `ebpf:"weft_net6"`
+	WeftNomasq4 *ebpf.MapSpec `ebpf:"weft_nomasq4"`
+	WeftNomasq6 *ebpf.MapSpec `ebpf:"weft_nomasq6"`
 	WeftRate    *ebpf.MapSpec `ebpf:"weft_rate"`
 }
 
@@ -324,8 +388,16 @@ type DatapathMaps struct {
 	WeftIpc4    *ebpf.Map `ebpf:"weft_ipc4"`
 	WeftIpc6    *ebpf.Map `ebpf:"weft_ipc6"`
 	WeftMetrics *ebpf.Map `ebpf:"weft_metrics"`
+	WeftNat4    *ebpf.Map `ebpf:"weft_nat4"`
+	WeftNat6    *ebpf.Map `ebpf:"weft_nat6"`
+	WeftNatdev  *ebpf.Map `ebpf:"weft_natdev"`
+	WeftNatip   *ebpf.Map `ebpf:"weft_natip"`
+	WeftNatn4   *ebpf.Map `ebpf:"weft_natn4"`
+	WeftNatn6   *ebpf.Map `ebpf:"weft_natn6"`
 	WeftNet4    *ebpf.Map `ebpf:"weft_net4"`
 	WeftNet6    *ebpf.Map `ebpf:"weft_net6"`
+	WeftNomasq4 *ebpf.Map `ebpf:"weft_nomasq4"`
+	WeftNomasq6 *ebpf.Map `ebpf:"weft_nomasq6"`
 	WeftRate    *ebpf.Map `ebpf:"weft_rate"`
 }
 
@@ -344,8 +416,16 @@ func (m *DatapathMaps) Close() error {
 		m.WeftIpc4,
 		m.WeftIpc6,
 		m.WeftMetrics,
+		m.WeftNat4,
+		m.WeftNat6,
+		m.WeftNatdev,
+		m.WeftNatip,
+		m.WeftNatn4,
+		m.WeftNatn6,
 		m.WeftNet4,
 		m.WeftNet6,
+		m.WeftNomasq4,
+		m.WeftNomasq6,
 		m.WeftRate,
 	)
 }

@@ -20,6 +20,7 @@ const (
 	CTNew          Code = 69
 	CTPickedUp     Code = 70
 	CTToStack      Code = 71
+	NATNew         Code = 72
 
 	Malformed           Code = 128
 	Truncated           Code = 129
@@ -47,6 +48,9 @@ const (
 	TunnelEndpoint      Code = 151
 	TunnelForeign       Code = 152
 	TunnelBypassed      Code = 153
+	NATExhausted        Code = 154
+	NATUnsupported      Code = 155
+	NATNoAddress        Code = 156
 )
 
 // All returns every code that the programs of this version count.
@@ -71,6 +75,7 @@ func verdicts() []Info {
 		{CTNew, "ct-new", "a conntrack entry was made", ""},
 		{CTPickedUp, "ct-picked-up", "a conntrack entry was made for a TCP connection in mid-stream", ""},
 		{CTToStack, "ct-to-stack", "a connection of the fast path was seen coming out of the stack and stays there from now on", ""},
+		{NATNew, "nat-new", "a masqueraded flow was given an address and port of the node", ""},
 	}
 }
 
@@ -102,5 +107,8 @@ func drops() []Info {
 		{TunnelEndpoint, "tunnel-endpoint", "a packet left by the tunnel device, but no node is known for its destination", "compare `ip route` with `weft ipcache list`; routes to the tunnel device are Weft's alone to make"},
 		{TunnelForeign, "tunnel-foreign", "a packet left by the tunnel device whose source is neither a pod nor an address of this node", "masquerade what the node forwards to pods of other nodes, or let clients reach the pod's own node (externalTrafficPolicy: Local)"},
 		{TunnelBypassed, "tunnel-bypassed", "a pod's address of a node that takes part in the overlay came by the network instead", "treat as spoofed, unless that node was just switched to another routing mode"},
+		{NATExhausted, "nat-exhausted", "no port of the node is free towards this destination: every one that was tried is in use there", "widen bpf.masqueradePorts, or spread the connections over more nodes, destination addresses or ports"},
+		{NATUnsupported, "nat-unsupported", "must be masqueraded, but its flow cannot be told from others: no TCP, UDP, SCTP or echo request, or an ICMP error about nothing known", "route the pod ranges there and name the destination in ipv4NativeRoutingCIDR or ipMasqAgent.config.nonMasqueradeCIDRs"},
+		{NATNoAddress, "nat-no-address", "must be masqueraded, but neither the device nor the node has an address of the family", "give the device an address, or the node an InternalIP of the family"},
 	}
 }

@@ -97,6 +97,13 @@ devices: {{ include "weft.words" .Values.devices | quote }}
 cgroup-root: {{ .Values.cgroup.hostRoot | quote }}
 debug: {{ .Values.debug.enabled | quote }}
 monitor-aggregation: {{ .Values.bpf.monitorAggregation | quote }}
+enable-bpf-masquerade: {{ .Values.bpf.masquerade | quote }}
+enable-ipv4-masquerade: {{ ternary .Values.bpf.masquerade .Values.enableIPv4Masquerade (kindIs "invalid" .Values.enableIPv4Masquerade) | quote }}
+enable-ipv6-masquerade: {{ ternary .Values.bpf.masquerade .Values.enableIPv6Masquerade (kindIs "invalid" .Values.enableIPv6Masquerade) | quote }}
+enable-ip-masq-agent: {{ .Values.ipMasqAgent.enabled | quote }}
+masquerade-port-range: {{ .Values.bpf.masqueradePorts | quote }}
+ipv4-native-routing-cidr: {{ .Values.ipv4NativeRoutingCIDR | quote }}
+ipv6-native-routing-cidr: {{ .Values.ipv6NativeRoutingCIDR | quote }}
 agent-health-port: {{ .Values.healthPort | int | quote }}
 prometheus-port: {{ ternary (.Values.prometheus.port | int) 0 .Values.prometheus.enabled | quote }}
 pprof-port: {{ ternary (.Values.pprof.port | int) 0 .Values.pprof.enabled | quote }}

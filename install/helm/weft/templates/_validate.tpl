@@ -50,6 +50,25 @@ weft.validate fails with one line for each value that Weft does not honour.
 {{- $add = append $add "ipam.operator.clusterPoolIPv6PodCIDRList: is empty, and there is no default; name one that nothing in your network uses, of fd00::/8 for example" -}}
 {{- end -}}
 {{- end -}}
+{{- $masq := dict "4" (and $v.bpf.masquerade $v.ipv4.enabled (ne (toString $v.enableIPv4Masquerade) "false")) "6" (and $v.bpf.masquerade $v.ipv6.enabled (ne (toString $v.enableIPv6Masquerade) "false")) -}}
+{{- range $f := list "4" "6" -}}
+{{- $key := printf "enableIPv%sMasquerade" $f -}}
+{{- $cidr := printf "ipv%sNativeRoutingCIDR" $f -}}
+{{- if and (not $v.bpf.masquerade) (eq (toString (get $v $key)) "true") -}}
+{{- $add = append $add (printf "%s=true: with bpf.masquerade=false it means iptables, which Weft does not use; set bpf.masquerade=true" $key) -}}
+{{- end -}}
+{{- if and (get $masq $f) (eq $v.routingMode "native") (not (get $v $cidr)) (not $v.ipMasqAgent.enabled) -}}
+{{- $add = append $add (printf "bpf.masquerade=true: with routingMode=native it needs %s, the range in which the network routes pods' addresses; set it, or ipMasqAgent.enabled=true, or %s=false" $cidr $key) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $v.ipMasqAgent.enabled (not $v.bpf.masquerade) -}}
+{{- $add = append $add "ipMasqAgent.enabled=true: has no effect without bpf.masquerade=true; set it too" -}}
+{{- end -}}
+{{- range $k, $_ := $v.ipMasqAgent.config -}}
+{{- if not (has $k (list "nonMasqueradeCIDRs" "masqLinkLocal" "masqLinkLocalIPv6")) -}}
+{{- $add = append $add (printf "ipMasqAgent.config.%s: Weft has no such key; nonMasqueradeCIDRs, masqLinkLocal and masqLinkLocalIPv6 work" $k) -}}
+{{- end -}}
+{{- end -}}
 {{- $_ := set $ctx "problems" (concat $ctx.problems $add) -}}
 {{- end -}}
 
