@@ -380,49 +380,6 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// The base values of the seed: each key is honoured, or refused with a sentence.
-func TestSeedBaseValues(t *testing.T) {
-	_, errOut, err := template(t, "--values", "testdata/seed-base-values.yaml")
-	if err == nil {
-		t.Fatal("values that Weft does not honour were accepted")
-	}
-	var refused []string
-	for line := range strings.Lines(errOut) {
-		if l, ok := strings.CutPrefix(line, "  - "); ok {
-			key, _, _ := strings.Cut(l, "=")
-			refused = append(refused, key)
-			if len(strings.Fields(l)) < 6 {
-				t.Errorf("not a sentence: %s", l)
-			}
-		}
-	}
-	slices.Sort(refused)
-	want := []string{"bandwidthManager.enabled", "bpf.masquerade", "kubeProxyReplacement", "l2announcements.enabled", "loadBalancer.algorithm", "loadBalancer.mode"}
-	if diff := cmp.Diff(want, refused); diff != "" {
-		t.Errorf("refused keys (-want +got):\n%s", diff)
-	}
-
-	// With those switched off or removed, the rest installs and means what it says.
-	args := []string{
-		"--values", "testdata/seed-base-values.yaml", "--set",
-		"kubeProxyReplacement=false,loadBalancer=null,l2announcements.enabled=false,bandwidthManager.enabled=false,bpf.masquerade=false",
-	}
-	out := render(t, args...)
-	data := object[corev1.ConfigMap](t, out, "ConfigMap/cilium-config").Data
-	if data["cgroup-root"] != "/sys/fs/cgroup" || data["routing-mode"] != "native" || data["ipam"] != "kubernetes" {
-		t.Errorf("settings %v", data)
-	}
-	for _, c := range agentPod(t, out).Spec.Containers {
-		env := map[string]string{}
-		for _, e := range c.Env {
-			env[e.Name] = e.Value
-		}
-		if env["KUBERNETES_SERVICE_HOST"] != "localhost" || env["KUBERNETES_SERVICE_PORT"] != "7445" {
-			t.Errorf("container %s: API server %s:%s", c.Name, env["KUBERNETES_SERVICE_HOST"], env["KUBERNETES_SERVICE_PORT"])
-		}
-	}
-}
-
 func agentPod(t *testing.T, rendered string) *corev1.PodTemplateSpec {
 	t.Helper()
 	return &object[appsv1.DaemonSet](t, rendered, "DaemonSet/cilium").Spec.Template

@@ -27,7 +27,7 @@ func TestMetricsLint(t *testing.T) {
 	yes := func() bool { return true }
 	n := func() int { return 1 }
 	if err := m.registry.Register(newCollector(readings{
-		endpoints: n, nodes: n, remotePods: n, proven: yes, connected: yes,
+		endpoints: n, nodes: n, remotePods: n, proven: yes, connected: yes, translated: n,
 		ipam:        func() ipam.Status { return ipam.Status{Ranges: []ipam.RangeStatus{{Prefix: cidr("10.0.0.0/24")}}} },
 		reconcilers: func() []reconcile.Status { return []reconcile.Status{{Name: "x"}} },
 		counters:    func() ([]maps.MetricRow, error) { return []maps.MetricRow{{Hook: "from_pod", Reason: "peer"}}, nil },

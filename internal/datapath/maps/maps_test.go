@@ -201,8 +201,9 @@ func TestConfig(t *testing.T) {
 		Trace: maps.TraceAll, EventRate: 7, ICMPRate: 9, NodeIPv4: netip.MustParseAddr("10.9.0.1"), NodeIPv6: netip.MustParseAddr("fd00::1"),
 		Timeouts: maps.Timeouts{
 			Established: time.Hour, SYN: time.Minute, Closing: 5 * time.Second, Answered: 20 * time.Second,
-			AnsweredStack: 30 * time.Second, Unanswered: 40 * time.Second, Fragment: 50 * time.Second,
+			AnsweredStack: 30 * time.Second, Unanswered: 40 * time.Second, Fragment: 50 * time.Second, NATHold: 9 * time.Second,
 		},
+		Masquerade: maps.Masquerade{IPv6: true, PortMin: 50000, PortMax: 50100},
 	}} {
 		must(t, s.Config.Set(want))
 		got, err := s.Config.Get()
@@ -311,6 +312,7 @@ func TestRender(t *testing.T) {
 		row(1, 2),
 		maps.IPCacheRow{EndpointID: 1},
 		maps.MetricRow{},
+		maps.NATRow{Owner: netip.MustParseAddr("10.0.0.1")},
 		maps.CTRow{Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2")},
 	} {
 		if len(r.TableRow()) != len(r.TableHeader()) {
