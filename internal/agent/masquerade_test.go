@@ -48,7 +48,7 @@ func TestReservedPorts(t *testing.T) {
 	want("8080,49152-65535", r.ensure(true, 49152, 65535))
 	p.list = "9" // somebody else writes his own
 	want("9,49152-65535", r.ensure(true, 49152, 65535))
-	p.list = "9,10,49152-65535" // or adds
+	p.list = "9,10,49152-65535"                            // or adds
 	want("9-10,60000-65535", r.ensure(true, 60000, 65535)) // a smaller range
 	p.list = "9-10,49152-50999,60000-65535"
 	want("9-10,49152-50999", r.ensure(false, 0, 0))

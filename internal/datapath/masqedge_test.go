@@ -207,12 +207,23 @@ func TestPortsExhausted(t *testing.T) {
 		if testing.Short() {
 			t.Skip("waits for a port")
 		}
-		time.Sleep(7 * time.Second) //nolint:forbidigo // the programs' clock cannot be set
-		if port := n.opened(syn(9)); port != 60003 {
+		tick := time.NewTicker(500 * time.Millisecond)
+		defer tick.Stop()
+		var r result
+		for start := time.Now(); ; {
+			<-tick.C
+			if r = n.packet(reason.ToNet, n.eth, syn(9)); r.action == actNext {
+				break
+			}
+			if time.Since(start) > patience {
+				t.Fatal("the port of the connection that was reset is never given away")
+			}
+		}
+		if port, _ := ports(parsed(t, r.out)); port != 60003 {
 			t.Errorf("got port %d, want that of the connection that was reset", port)
 		}
 		// The old owner must not be heard any more.
-		r := n.packet(reason.ToNet, n.eth, frame.NewTCP(ap(podA.of(fam), seen[60003]), out, frame.ACK, nil))
+		r = n.packet(reason.ToNet, n.eth, frame.NewTCP(ap(podA.of(fam), seen[60003]), out, frame.ACK, nil))
 		if r.action == actNext {
 			if port, _ := ports(parsed(t, r.out)); port == 60003 {
 				t.Error("two flows share a port")
