@@ -50,7 +50,7 @@ func (c *Config) checkMasquerade() []error {
 		bad("enable-ip-masq-agent", "true needs enable-bpf-masquerade: set bpf.masquerade=true, or ipMasqAgent.enabled=false")
 	}
 	v4, v6 := c.Masquerades()
-	if c.RoutingMode != "native" || m.Agent {
+	if c.RoutingMode != RoutingNative || m.Agent {
 		return errs
 	}
 	for _, f := range []struct {
