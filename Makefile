@@ -124,6 +124,12 @@ bench-cni: build ## CNI latency and agent memory, to build/bench/cni.json
 	@mkdir -p build/bench
 	go run ./test/bench/cni -out build/bench/cni.json
 
+.PHONY: bench-ipam
+bench-ipam: build ## 500 nodes join one API server at once: time, writes, ledger, operator's memory, to build/bench/ipam.json
+	@mkdir -p build/bench
+	WEFT_BENCH_NODES=500 WEFT_BENCH_OUT=$(CURDIR)/build/bench/ipam.json WEFT_OPERATOR_BIN=$(CURDIR)/$(BIN)/weft-operator \
+		go test -count=1 -timeout 5m -run '^TestManyNodesJoinAtOnce$$' ./internal/operator
+
 .PHONY: fuzz
 fuzz: ## Each fuzz target for FUZZTIME
 	test/fuzz.sh $(FUZZTIME)

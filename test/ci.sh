@@ -70,4 +70,5 @@ if [ "$what" = full ]; then
 	step "lab" env WEFT_LAB_E2E=1 go -C lab test -count=1 -timeout 30m .
 	step "upstream conformance" make test-e2e-upstream
 	step "CNI benchmark" make bench-cni
+	step "IPAM benchmark" make bench-ipam
 fi

@@ -82,10 +82,7 @@ func (a *allocator) round(ctx context.Context, cfg *config.Operator) (outcome, e
 	out := outcome{again: next.NextEnd(in.Quarantine)}
 	if obj.ResourceVersion == "" || !next.Equal(v.ledger) {
 		if obj.ResourceVersion == "" {
-			a.report.event(kube.Event{
-				Warning: len(next.Grants) > 0, Reason: "LedgerMade",
-				Message: fmt.Sprintf("there was no ledger of pool %s: made one with what CiliumNodes name, %d nodes have ranges in it", weftv1.DefaultPool, len(next.Grants)),
-			})
+			a.report.event(made(results))
 		}
 		if a.beforeWrite != nil {
 			a.beforeWrite(ctx)
@@ -104,6 +101,22 @@ func (a *allocator) round(ctx context.Context, cfg *config.Operator) (outcome, e
 	retry, err := a.tell(ctx, &v, results)
 	out.retry = retry
 	return out, err
+}
+
+// made tells of a ledger that there was none of.
+func made(results []pool.Result) kube.Event {
+	taken := 0
+	for _, r := range results {
+		if len(r.CIDRs) > len(r.Granted) {
+			taken++
+		}
+	}
+	e := kube.Event{Reason: "LedgerMade", Message: fmt.Sprintf("pool %s has a ledger from now on", weftv1.DefaultPool)}
+	if taken > 0 {
+		e = kube.Event{Warning: true, Reason: "LedgerRebuilt", Message: fmt.Sprintf(
+			"the ledger of pool %s was lost: made a new one from the CiliumNodes, %d nodes keep what they have; ranges that rested are free", weftv1.DefaultPool, taken)}
+	}
+	return e
 }
 
 // confirmGone asks the API server itself about nodes that the cache does not
@@ -137,7 +150,9 @@ func (a *allocator) tell(ctx context.Context, v *view, results []pool.Result) (r
 	var changes []change
 	for _, r := range results {
 		cn := v.snap.CiliumNodes[r.Node]
-		if cn == nil || !cn.Owned {
+		// Of a node that is gone, Kubernetes' garbage collector and an agent that runs
+		// on may be fighting over the object.
+		if cn == nil || !cn.Owned || v.node(cn) == nil {
 			continue
 		}
 		c := change{node: cn}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -22,6 +23,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/transport"
+	"sigs.k8s.io/yaml"
 
 	ciliumv2 "github.com/weft-net/weft/api/cilium.io/v2"
 	weftv1 "github.com/weft-net/weft/api/weft.dev/v1alpha1"
@@ -51,7 +53,21 @@ type cluster struct {
 func newCluster(t testing.TB) *cluster {
 	t.Helper()
 	s := apiservertest.Start(t)
-	s.InstallCRDs("../../install/helm/weft/crds")
+	s.InstallCRDs(crds)
+	return &cluster{s, t}
+}
+
+// crds are the definitions that the chart installs.
+const crds = "../../install/helm/weft/crds"
+
+// fresh is a cluster that has nothing of the tests before this one.
+func fresh(t *testing.T, s *apiservertest.Server) *cluster {
+	t.Helper()
+	for _, path := range []string{nodesPath, ciliumNodesPath, ledgersPath, reservedPath, "/api/v1/namespaces/default/events", "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"} {
+		if code, b := s.Call(t, http.MethodDelete, path, nil); code != http.StatusOK && code != http.StatusNotFound {
+			t.Fatalf("delete %s: %d: %s", path, code, b)
+		}
+	}
 	return &cluster{s, t}
 }
 
@@ -293,4 +309,38 @@ func (c *cluster) waitEvent(node, reason, text string) {
 			return e.InvolvedObject.Name == node && e.Reason == reason && strings.Contains(e.Message, text)
 		})
 	})
+}
+
+// applyRoles makes the chart's roles for the operator, as Helm renders them.
+func (c *cluster) applyRoles(mode string) {
+	c.t.Helper()
+	helm, err := filepath.Abs("../../build/tools/helm")
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if _, err := os.Stat(helm); err != nil {
+		c.t.Skip("needs build/tools/helm: run make tools")
+	}
+	out, err := exec.CommandContext(c.t.Context(), helm, "template", "weft", "../../install/helm/weft", "--namespace=kube-system", "--show-only=templates/operator.yaml",
+		"--set", "ipam.mode="+mode+",ipam.operator.clusterPoolIPv4PodCIDRList=10.10.0.0/23").Output()
+	if err != nil {
+		c.t.Fatalf("helm template: %v", err)
+	}
+	const rbac = "/apis/rbac.authorization.k8s.io/v1"
+	paths := map[string]string{
+		"ClusterRole": rbac + "/clusterroles", "ClusterRoleBinding": rbac + "/clusterrolebindings",
+		"Role": rbac + "/namespaces/kube-system/roles", "RoleBinding": rbac + "/namespaces/kube-system/rolebindings",
+	}
+	for doc := range strings.SplitSeq(string(out), "\n---") {
+		j, err := yaml.YAMLToJSON([]byte(doc))
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		var o metav1.PartialObjectMetadata
+		if err := json.Unmarshal(j, &o); err != nil || paths[o.Kind] == "" {
+			continue
+		}
+		_, _ = c.Call(c.t, http.MethodDelete, paths[o.Kind]+"/"+o.Name, nil)
+		c.Do(c.t, http.MethodPost, paths[o.Kind], string(j), nil)
+	}
 }

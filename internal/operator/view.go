@@ -209,15 +209,15 @@ func (h *hazards) add(s string, kind pool.HazardKind, where string) {
 }
 
 // seen is the lowest release that a living agent is done with, and which. An
-// agent that has never told its routes holds none of the pool's either.
+// agent that has never told its routes holds none of the pool's either; one whose
+// Node was deleted may run on.
 func (v *view) seen() (uint64, string) {
 	least, who := uint64(math.MaxUint64), ""
 	for name, cn := range v.snap.CiliumNodes {
-		n := v.node(cn)
-		if !cn.Owned || !cn.Published || n == nil || (!n.Silent.IsZero() && v.now.Sub(n.Silent) > silence) {
+		if n := v.node(cn); n != nil && !n.Silent.IsZero() && v.now.Sub(n.Silent) > silence {
 			continue
 		}
-		if cn.Seen < least || (cn.Seen == least && name < who) {
+		if cn.Owned && cn.Published && (cn.Seen < least || (cn.Seen == least && name < who)) {
 			least, who = cn.Seen, name
 		}
 	}
