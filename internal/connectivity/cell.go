@@ -133,8 +133,12 @@ type Cell struct {
 	// sender's; SourceIs says in words which they are. Empty: any will do.
 	Source   []netip.Addr `json:"source,omitempty"`
 	SourceIs string       `json:"sourceIs,omitempty"`
-	Skip     string       `json:"skip,omitempty"`
-	Fail     string       `json:"fail,omitempty"`
+	// LearnsMTU: the far end may take its first answer for one that fits and has
+	// to be told otherwise on the way (RFC 1191, RFC 8201). That answer is lost,
+	// so the cell has one attempt more.
+	LearnsMTU bool   `json:"learnsMTU,omitempty"`
+	Skip      string `json:"skip,omitempty"`
+	Fail      string `json:"fail,omitempty"`
 }
 
 // Runs says whether there is anything to send for the cell.

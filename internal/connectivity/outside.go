@@ -142,6 +142,9 @@ func (p *planner) fromOutside(n *Node, f Family) {
 func (p *planner) sizes(c Cell, proto Proto) {
 	c.Proto = proto
 	for _, c.Size = range allSizes {
+		// A tunnel leaves pods less room than the network outside has: what answers a
+		// full packet and one byte more need not fit.
+		c.LearnsMTU = c.Path == PodToOutside && p.t.Network.Tunnels() && proto != TCP && (c.Size == MTUPlus1 || c.Size == Max)
 		p.add(c)
 	}
 }

@@ -83,6 +83,22 @@ func TestExpectedSource(t *testing.T) {
 	}
 }
 
+// TestLearnsMTU guards against loss that is excused where nothing has to be
+// learned, and against a tunnel whose large answers are taken for lost.
+func TestLearnsMTU(t *testing.T) {
+	for _, mode := range []string{"native", "tunnel"} {
+		topo := topology(1)
+		topo.Network = connectivity.NetworkOf(map[string]string{"routing-mode": mode})
+		for _, c := range connectivity.Plan(topo, connectivity.Filter{}) {
+			want := mode == "tunnel" && c.Path == connectivity.PodToOutside && c.Proto != connectivity.TCP &&
+				(c.Size == connectivity.MTUPlus1 || c.Size == connectivity.Max)
+			if c.LearnsMTU != want {
+				t.Errorf("%s: %s %s: %t", mode, c.Path, c.Name(), c.LearnsMTU)
+			}
+		}
+	}
+}
+
 // TestForeignTarget guards against asking a stranger's host for what it need
 // not answer, and against cells that vanish without a word where no host
 // outside is known.

@@ -119,7 +119,7 @@ func (p *prober) run(ctx context.Context, c *Cell) Result {
 		p.large <- struct{}{}
 		defer func() { <-p.large }()
 	}
-	for r.Attempts <= p.plan.Retries && ctx.Err() == nil {
+	for r.Attempts <= c.retries(p.plan) && ctx.Err() == nil {
 		r.Attempts++
 		start := time.Now()
 		err := p.attempt(ctx, c, &r)
@@ -134,6 +134,14 @@ func (p *prober) run(ctx context.Context, c *Cell) Result {
 		r.Error = "not run: " + context.Cause(ctx).Error()
 	}
 	return r
+}
+
+// retries is how many attempts the cell has after its first.
+func (c *Cell) retries(plan *ProbePlan) int {
+	if c.LearnsMTU {
+		return max(plan.Retries, 1)
+	}
+	return plan.Retries
 }
 
 func (p *prober) attempt(ctx context.Context, c *Cell, r *Result) error {

@@ -46,11 +46,12 @@ func (r Row) MarshalJSON() ([]byte, error) {
 		Bytes   int     `json:"bytes,omitempty"`
 		MTU     int     `json:"mtu,omitempty"`
 		Source  string  `json:"source,omitempty"` // that arrived at a host outside
+		Tries   int     `json:"attempts,omitempty"`
 		Millis  float64 `json:"millis,omitempty"`
 	}{
 		Path: r.Path, Family: r.Family, Proto: r.Proto, Size: r.Size, From: r.From, To: r.To, Port: r.Port,
 		Outcome: r.Outcome, Error: r.Error, Why: r.Skip, Bytes: r.Result.Bytes, MTU: r.Result.MTU,
-		Source: r.Result.Source,
+		Source: r.Result.Source, Tries: r.Result.Attempts,
 		Millis: float64(r.Result.Took.Microseconds()) / 1000,
 	}
 	if r.Addr.IsValid() {
@@ -128,6 +129,7 @@ func (r *Report) WriteText(w io.Writer) error {
 	if err := r.table(w); err != nil {
 		return err
 	}
+	r.learned(w)
 	r.skipped(w)
 	r.failed(w)
 	return nil
@@ -213,6 +215,20 @@ func dash(s string) string {
 		return "-"
 	}
 	return s
+}
+
+// learned counts the cells whose first answer was lost while the far end learned
+// how much fits.
+func (r *Report) learned(w io.Writer) {
+	n := 0
+	for i := range r.Rows {
+		if row := &r.Rows[i]; row.LearnsMTU && row.Outcome == Passed && row.Result.Attempts > 1 {
+			n++
+		}
+	}
+	if n > 0 {
+		fmt.Fprintf(w, "\nanswered at the second attempt: %d cells of %s: the host outside had to learn first how large a packet for a pod may be\n", n, PodToOutside)
+	}
 }
 
 // skipped prints each reason once, with the number of cells and the paths.

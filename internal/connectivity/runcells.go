@@ -145,7 +145,11 @@ func (r *runner) exec(ctx context.Context, pod string, plan *ProbePlan, take fun
 // ends with its timeout; a probe that says nothing for longer cannot be heard.
 func stallLimit(plan *ProbePlan) time.Duration {
 	const slack = 15 * time.Second // for exec itself
-	limit := time.Duration(plan.Retries+1)*plan.Timeout + slack
+	retries := plan.Retries
+	for i := range plan.Cells {
+		retries = max(retries, plan.Cells[i].retries(plan))
+	}
+	limit := time.Duration(retries+1)*plan.Timeout + slack
 	if len(plan.Wait) > 0 {
 		limit += plan.WaitLimit
 	}
