@@ -67,7 +67,7 @@ func (f *fleet) judgeAgents(ctx context.Context, rep *connectivity.Report, befor
 func idleHooks(n *connectivity.Network, before, after map[string]uint64) []string {
 	var idle []string
 	for _, h := range reason.Hooks() {
-		if (h == reason.FromOverlay || h == reason.ToOverlay) && !n.Tunnels() {
+		if (h == reason.FromOverlay || h == reason.ToOverlay) && (n == nil || !n.Tunnels()) {
 			continue
 		}
 		if after[h.String()] <= before[h.String()] {

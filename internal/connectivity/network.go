@@ -27,7 +27,7 @@ type Network struct {
 const vxlan = "VXLAN"
 
 // Tunnels says whether pods of different nodes talk through a tunnel.
-func (n *Network) Tunnels() bool { return n != nil && n.Routing == vxlan }
+func (n Network) Tunnels() bool { return n.Routing == vxlan }
 
 // settingsMap holds the agents' settings.
 const settingsMap = "cilium-config"
