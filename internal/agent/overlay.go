@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,6 +24,14 @@ import (
 // Times of the overlay.
 const (
 	overlayEvery = 30 * time.Second // a look at the device without cause
+	overlaySoon  = time.Second      // another while something is under way
+	overlayFirst = 50 * time.Millisecond
+	// quietAfter is how long nobody has taken part before the device goes: the
+	// others hear of the last one's change when they do.
+	quietAfter = 10 * time.Second
+	// readyAfter is how long the programs are given to learn of all other nodes:
+	// one whose range nobody believes must not keep this one out.
+	readyAfter = 5 * time.Second
 	// strictAfter is how long the others have known that this node takes part,
 	// before what they send past the overlay is taken for forged.
 	strictAfter = 10 * time.Second
@@ -47,6 +56,9 @@ type overlaySurroundings struct {
 	addrs func() []netip.Addr        // of this node, as long as its row has not come
 	local func() map[netip.Addr]bool // addresses that the node's other devices have
 	mtu   func() int                 // of pods
+	// known tells whether the programs believe a node's packets that come by the
+	// overlay with this outer source.
+	known func(n *table.Node, outer netip.Addr) bool
 	// changed puts a new state into effect: programs' configuration, derivation.
 	changed func() error
 }
@@ -72,7 +84,10 @@ type overlay struct {
 	mu        sync.Mutex
 	state     maps.Overlay // IfIndex 0: no part
 	port      int
+	joined    time.Time // zero: no part
+	ready     bool      // the programs know the other nodes; or our word is out already
 	announced time.Time // since when the API server has shown our word
+	quiet     time.Time // since when, in mode native, no other node has taken part
 	err       error
 }
 
@@ -119,10 +134,26 @@ func (o *overlay) view() overlayView {
 
 // announce is what the other nodes are to know; empty: do not send here.
 func (o *overlay) announce() string {
-	if v := o.view(); o.on && v.on {
+	v := o.view()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.on && v.on && o.ready {
 		return v.announce
 	}
 	return ""
+}
+
+// next is how long the present state may last without another look.
+func (o *overlay) next() time.Duration {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch {
+	case o.on && o.state.IfIndex != 0 && !o.ready:
+		return overlayFirst
+	case o.on && !o.state.Strict, !o.quiet.IsZero():
+		return overlaySoon
+	}
+	return overlayEvery
 }
 
 // failing returns what the last check found wrong.
@@ -149,7 +180,7 @@ func (o *overlay) check() error {
 func (o *overlay) apply() error {
 	rows, complete := o.around.nodes()
 	if o.on {
-		return o.join(rows)
+		return o.join(rows, complete)
 	}
 	index, _, err := o.links.FindTunnel()
 	if err != nil {
@@ -159,10 +190,23 @@ func (o *overlay) apply() error {
 	if index == 0 && !view.on {
 		return nil
 	}
-	if view.on && index == o.config().IfIndex && (!complete || anyAnnounces(rows, view.announce)) {
+	if view.on && index == o.config().IfIndex && !o.alone(!complete || anyAnnounces(rows, view.announce)) {
 		return nil
 	}
 	return o.leave()
+}
+
+// alone tells whether nobody else has taken part for long enough.
+func (o *overlay) alone(others bool) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch {
+	case others:
+		o.quiet = time.Time{}
+	case o.quiet.IsZero():
+		o.quiet = time.Now()
+	}
+	return !others && time.Since(o.quiet) >= quietAfter
 }
 
 func anyAnnounces(rows []*table.Node, what string) bool {
@@ -175,7 +219,7 @@ func anyAnnounces(rows []*table.Node, what string) bool {
 }
 
 // join makes or mends the device.
-func (o *overlay) join(rows []*table.Node) error {
+func (o *overlay) join(rows []*table.Node, complete bool) error {
 	addrs, told := o.around.addrs(), ""
 	for _, n := range rows {
 		if n.Local {
@@ -210,13 +254,35 @@ func (o *overlay) join(rows []*table.Node) error {
 	if err := o.links.TunnelUp(index, t); err != nil {
 		return fmt.Errorf("overlay: %w", err)
 	}
-	next := maps.Overlay{IfIndex: index, MTU: t.MTU, Local: local}
-	next.Strict = o.known(told == announcement(t.Port, v6))
-	return o.set(next, t.Port)
+	shown := told == announcement(t.Port, v6)
+	next := maps.Overlay{IfIndex: index, MTU: t.MTU, Local: local, Strict: o.heard(shown)}
+	if err := o.set(next, t.Port); err != nil {
+		return err
+	}
+	o.settle(shown || (complete && o.knowsAll(rows)))
+	return nil
 }
 
-// known tells whether the others have known our word for long enough.
-func (o *overlay) known(shown bool) bool {
+// knowsAll tells whether the programs believe every other node: before that, what
+// they are invited to send would be dropped.
+func (o *overlay) knowsAll(rows []*table.Node) bool {
+	view := o.view()
+	for _, n := range rows {
+		if outer := n.Addr(view.v6); !n.Local && outer.IsValid() && !o.around.known(n, outer) {
+			return false
+		}
+	}
+	return true
+}
+
+func (o *overlay) settle(ready bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.ready = o.ready || ready || time.Since(o.joined) >= readyAfter
+}
+
+// heard tells whether the others have known our word for long enough.
+func (o *overlay) heard(shown bool) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	switch {
@@ -250,6 +316,12 @@ func (o *overlay) set(next maps.Overlay, port int) error {
 	o.mu.Lock()
 	was, wasPort := o.state, o.port
 	o.state, o.port = next, port
+	switch {
+	case next.IfIndex == 0:
+		o.joined, o.ready, o.quiet = time.Time{}, false, time.Time{}
+	case o.joined.IsZero():
+		o.joined = time.Now()
+	}
 	o.mu.Unlock()
 	if was == next && wasPort == port {
 		return nil
@@ -295,6 +367,7 @@ func (a *Agent) newOverlay() error {
 				return a.mem.Addrs
 			},
 			local:   a.deviceAddrs,
+			known:   a.knownByTunnel,
 			mtu:     a.mtu,
 			changed: a.overlayChanged,
 		},
@@ -324,6 +397,23 @@ func (a *Agent) deviceAddrs() map[netip.Addr]bool {
 		}
 	}
 	return out
+}
+
+// knownByTunnel looks into the maps, where a row arrives last.
+func (a *Agent) knownByTunnel(n *table.Node, outer netip.Addr) bool {
+	ranges := slices.Clone(n.PodCIDRs)
+	for _, x := range n.Addrs {
+		ranges = append(ranges, single(x))
+	}
+	for _, p := range ranges {
+		if !a.fam.has(p.Addr()) {
+			continue
+		}
+		if row, ok, err := a.dp.Maps().IPCache.Lookup(p); err != nil || !ok || row.Tunnel != outer {
+			return false
+		}
+	}
+	return true
 }
 
 func (a *Agent) overlayChanged() error {
@@ -360,19 +450,23 @@ func (a *Agent) followOverlay(ctx context.Context) error {
 			default:
 			}
 		}
+		next := a.overlay.next()
 		// One look a second at most: another manager that changes the device in a
 		// loop must not be answered in a loop.
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(time.Second):
+		case <-time.After(min(next, time.Second)):
+		}
+		if next <= overlaySoon {
+			continue
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-nodes:
 		case <-devices:
-		case <-time.After(overlayEvery):
+		case <-time.After(next):
 		}
 	}
 }

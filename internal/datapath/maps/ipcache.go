@@ -3,6 +3,7 @@
 package maps
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -97,14 +98,36 @@ func (m *IPCacheMap) Delete(p netip.Prefix) error {
 	return nil
 }
 
+func ipcacheRow(p netip.Prefix, v object.DatapathWeftIpcache) IPCacheRow {
+	return IPCacheRow{
+		Prefix: p, Identity: table.Identity(v.Identity), Kind: table.HostKind(v.Kind), EndpointID: v.Endpoint,
+		Tunnel: unmapped(v.Tunnel), ByTunnel: v.Flags&flagByTunnel != 0,
+	}
+}
+
+// Lookup returns the row of an address, or of a range the longest one that covers
+// it, and whether there is one.
+func (m *IPCacheMap) Lookup(p netip.Prefix) (IPCacheRow, bool, error) {
+	mm, k, err := m.find(p)
+	if err != nil {
+		return IPCacheRow{}, false, err
+	}
+	var v object.DatapathWeftIpcache
+	err = mm.Lookup(k, &v)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return IPCacheRow{}, false, nil
+	}
+	if err != nil {
+		return IPCacheRow{}, false, fmt.Errorf("ipcache %s: %w", p, err)
+	}
+	return ipcacheRow(p.Masked(), v), true, nil
+}
+
 // List returns all rows, by family, address and length.
 func (m *IPCacheMap) List() ([]IPCacheRow, error) {
 	rows := []IPCacheRow{}
 	add := func(p netip.Prefix, v object.DatapathWeftIpcache) {
-		rows = append(rows, IPCacheRow{
-			Prefix: p, Identity: table.Identity(v.Identity), Kind: table.HostKind(v.Kind), EndpointID: v.Endpoint,
-			Tunnel: unmapped(v.Tunnel), ByTunnel: v.Flags&flagByTunnel != 0,
-		})
+		rows = append(rows, ipcacheRow(p, v))
 	}
 	k4, v4, err := dump[uint32, object.DatapathWeftIpcache](m.exact4)
 	if err != nil {

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/weft-net/weft/internal/datapath/link"
+	"github.com/weft-net/weft/internal/table"
+)
+
+// Guards against a node that is sent to by the overlay before it takes part, or
+// not any more after it does; against packets of nodes that are not believed; and
+// against pods whose row is not brought up to date with their node's.
+func TestTunnelsFollowNodes(t *testing.T) {
+	f := newFixture(t)
+	in, err := f.d.watch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, f.t.db, f.t.nodes, &table.Node{Name: "n1", Local: true, Addrs: []netip.Addr{ip("10.9.0.1"), ip("fd09::1")}, PodCIDRs: []netip.Prefix{cidr("10.244.1.0/24")}})
+	n2 := table.Node{Name: "n2", Addrs: []netip.Addr{ip("10.9.0.2"), ip("fd09::2")}, PodCIDRs: []netip.Prefix{cidr("10.244.2.0/24"), cidr("fd00:2::/64")}, HealthIPs: []netip.Addr{ip("10.244.2.1")}}
+	put(t, f.t.db, f.t.nodes, &n2)
+	put(t, f.t.db, f.t.pods, &table.RemotePod{Namespace: "a", Pod: "b", NodeAddr: ip("fd09::2"), Addrs: []netip.Addr{ip("10.244.2.9"), ip("fd00:2::9")}})
+	put(t, f.t.db, f.t.devices, &table.Device{Name: "eth0", Up: true, Selected: true, Addrs: []netip.Prefix{cidr("10.9.0.1/24"), cidr("fd09::1/64")}})
+	step := func() {
+		t.Helper()
+		txn := f.t.db.ReadTxn()
+		touched, _, _ := f.d.take(in, txn)
+		f.d.retunnel(txn, touched)
+		if err := f.d.commit(txn, touched, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(what string, addr netip.Addr, by bool) {
+		t.Helper()
+		step()
+		for p, row := range rows(f) {
+			a, b := netip.Addr{}, false
+			if row.Kind == table.KindNode || row.Kind == table.KindRemotePod {
+				a, b = addr, by
+			}
+			if row.Tunnel != a || row.ByTunnel != b {
+				t.Errorf("%s: %s (%s) by %v %v, want %v %v", what, p, row.Kind, row.Tunnel, row.ByTunnel, a, b)
+			}
+		}
+		routes := map[string]string{}
+		for r := range f.t.routes.All(f.t.db.ReadTxn()) {
+			if r.Type == "" {
+				routes[r.Prefix.String()] = r.Device + " " + r.Via.String() + " " + r.Src.String()
+			}
+		}
+		wanted := map[string]string{"10.244.2.0/24": "eth0 10.9.0.2 10.9.0.1", "fd00:2::/64": "eth0 fd09::2 fd09::1"}
+		if by {
+			wanted = map[string]string{"10.244.2.0/24": link.TunnelDevice + " invalid IP 10.9.0.1", "fd00:2::/64": link.TunnelDevice + " invalid IP fd09::1"}
+		}
+		if d := cmp.Diff(wanted, routes); d != "" {
+			t.Errorf("%s: routes (-want +got):\n%s", what, d)
+		}
+	}
+	announce := func(s string) {
+		n := n2
+		n.Tunnel = s
+		put(t, f.t.db, f.t.nodes, &n)
+	}
+	none := netip.Addr{}
+	want("native", none, false)
+	announce("vxlan:8472:ipv4")
+	want("native, the other in the overlay", none, false)
+	f.d.SetOverlay(overlayView{on: true, announce: "vxlan:8472:ipv4"})
+	want("both in the overlay", ip("10.9.0.2"), true)
+	announce("")
+	want("the other not any more", ip("10.9.0.2"), false)
+	announce("vxlan:4789:ipv4")
+	want("the other on another port", ip("10.9.0.2"), false)
+	f.d.SetOverlay(overlayView{on: true, announce: "vxlan:8472:ipv6", v6: true})
+	want("over IPv6", ip("fd09::2"), false)
+	announce("vxlan:8472:ipv6")
+	want("both over IPv6", ip("fd09::2"), true)
+	f.d.SetOverlay(overlayView{})
+	want("native again", none, false)
+}
