@@ -15,10 +15,11 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
 )
 
 const sysdumpLong = `Collects what is needed to understand a network that misbehaves into one tar.gz: the
-agents' status, tables, maps, configuration, metrics and logs; each node's addresses,
+agents' status, tables, maps, configuration, metrics and logs; what operators logged; each node's addresses,
 routes, rules, neighbours, links and packet filter; the CNI configuration; and the
 Kubernetes objects of the network.
 
@@ -113,6 +114,10 @@ func (f *fleet) collect(ctx context.Context, ar *archive) error {
 			return nil
 		})
 	}
+	g.Go(func() error {
+		f.collectOperator(ctx, ar)
+		return nil
+	})
 	for _, ag := range f.agents {
 		g.Go(func() error {
 			dir := path.Join("nodes", ag.node)
@@ -126,14 +131,35 @@ func (f *fleet) collect(ctx context.Context, ar *archive) error {
 	return g.Wait()
 }
 
+// operatorSelector finds the operator's pods.
+const operatorSelector = "name=cilium-operator," + weftSelector
+
+// collectOperator gathers what the operators logged.
+func (f *fleet) collectOperator(ctx context.Context, ar *archive) {
+	var pods corev1.PodList
+	at := "/api/v1/namespaces/" + f.app.opts.namespace + "/pods"
+	if err := f.api.Get(ctx, at+"?labelSelector="+url.QueryEscape(operatorSelector), &pods); err != nil {
+		ar.add("operator", nil, err)
+		return
+	}
+	for _, p := range pods.Items {
+		f.collectPod(ctx, ar, path.Join("operator", p.Name), p.Name, "cilium-operator", "operator")
+	}
+}
+
 func (f *fleet) collectLogs(ctx context.Context, ar *archive, dir string, ag agent) {
-	for name, previous := range map[string]string{"agent.log": "false", "agent-previous.log": "true"} {
-		q := url.Values{"container": {agentContainer}, "previous": {previous}, "tailLines": {"20000"}, "limitBytes": {strconv.Itoa(maxItem)}}
-		b, err := f.api.Raw(ctx, "/api/v1/namespaces/"+f.app.opts.namespace+"/pods/"+ag.pod+"/log?"+q.Encode(), maxItem)
+	f.collectPod(ctx, ar, dir, ag.pod, agentContainer, "agent")
+}
+
+// collectPod gathers what a container logged, and what it did before its last restart.
+func (f *fleet) collectPod(ctx context.Context, ar *archive, dir, pod, container, name string) {
+	for file, previous := range map[string]string{name + ".log": "false", name + "-previous.log": "true"} {
+		q := url.Values{"container": {container}, "previous": {previous}, "tailLines": {"20000"}, "limitBytes": {strconv.Itoa(maxItem)}}
+		b, err := f.api.Raw(ctx, "/api/v1/namespaces/"+f.app.opts.namespace+"/pods/"+pod+"/log?"+q.Encode(), maxItem)
 		if err != nil && previous == "true" {
-			continue // the agent has not been restarted
+			continue // it has not been restarted
 		}
-		ar.add(path.Join(dir, name), []byte(redactText(string(b))), err)
+		ar.add(path.Join(dir, file), []byte(redactText(string(b))), err)
 	}
 }
 

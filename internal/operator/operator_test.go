@@ -4,6 +4,10 @@ package operator
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
 	"net/http"
 	"regexp"
 	"slices"
@@ -39,6 +43,8 @@ func TestOperator(t *testing.T) {
 		{"Election", testElection},
 		{"ModeKubernetes", testModeKubernetes},
 		{"Roles", testRoles},
+		{"TwoLeadersAtRandom", testTwoLeadersAtRandom},
+		{"StaleCache", testStaleCache},
 		{"FlappingServer", testFlappingServer},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.run(t, fresh(t, s)) })
@@ -408,4 +414,117 @@ func testModeKubernetes(t *testing.T, c *cluster) {
 func with(m map[string]string, k, v string) map[string]string {
 	m[k] = v
 	return m
+}
+
+// Fault: under two operators that act and sleep at random while nodes come and go,
+// a range passes from one node to another without rest.
+func testTwoLeadersAtRandom(t *testing.T, c *cluster) {
+	settings := func() map[string]string {
+		return with(with(pool24("10.64.0.0/14"), "cluster-pool-quarantine", "1h"), "nodes-gc-interval", "1s")
+	}
+	nap := func(context.Context) {
+		d := time.NewTimer(time.Duration(rand.IntN(300)) * time.Millisecond)
+		defer d.Stop()
+		<-d.C
+	}
+	a := c.operator(operatorConfig{name: "a", alone: true, settings: settings(), before: nap})
+	b := c.operator(operatorConfig{name: "b", alone: true, settings: settings(), before: nap})
+	holder := map[weftv1.CIDR]string{} // ever
+	version := ""
+	look := func() {
+		code, raw := c.Call(t, http.MethodGet, ledgersPath+"/default", nil)
+		var l weftv1.PodCIDRLedger
+		if code != http.StatusOK || json.Unmarshal(raw, &l) != nil || l.ResourceVersion == version {
+			return
+		}
+		version = l.ResourceVersion
+		for node, cidrs := range l.Spec.Grants {
+			for _, r := range cidrs {
+				if was, ok := holder[r]; ok && was != node {
+					t.Errorf("%s was given to %s and then to %s", r, was, node)
+				}
+				holder[r] = node
+			}
+		}
+	}
+	var there []string
+	for i := range 60 {
+		if len(there) > 3 && rand.IntN(3) == 0 {
+			k := rand.IntN(len(there))
+			c.Do(t, http.MethodDelete, nodesPath+"/"+there[k], nil, nil)
+			_, _ = c.Call(t, http.MethodDelete, ciliumNodesPath+"/"+there[k], nil)
+			there = slices.Delete(there, k, k+1)
+		}
+		name := fmt.Sprintf("node-%d", i)
+		c.join(name, "192.168.0.1")
+		there = append(there, name)
+		look()
+	}
+	for _, name := range there {
+		c.waitRanges(name)
+	}
+	eventually(t, "the ledger names those that are there and nobody else", 20*time.Second, func() bool {
+		look()
+		return len(c.ledger().Spec.Grants) == len(there)
+	})
+	c.consistent()
+	if n := testutil.ToFloat64(a.stats.conflicts) + testutil.ToFloat64(b.stats.conflicts); n == 0 {
+		t.Error("they never met: this test shows nothing")
+	}
+}
+
+// Fault: an operator whose watch is stuck takes a node that it has not heard of for
+// one that is gone, and has its ranges rest while its pods use them.
+func testStaleCache(t *testing.T, c *cluster) {
+	var stuck atomic.Bool
+	old := c.operator(operatorConfig{
+		name: "old", alone: true, settings: pool24("10.10.0.0/21"),
+		wrap: func(rt http.RoundTripper) http.RoundTripper {
+			return roundTripper(func(req *http.Request) (*http.Response, error) {
+				resp, err := rt.RoundTrip(req)
+				if err == nil && req.URL.Query().Get("watch") != "" {
+					resp.Body = &stuckBody{ReadCloser: resp.Body, stuck: &stuck, ctx: req.Context()}
+				}
+				return resp, err
+			})
+		},
+	})
+	c.join("n1", "192.168.0.1")
+	c.waitRanges("n1")
+	stuck.Store(true)
+	c.operator(operatorConfig{name: "new", alone: true, settings: pool24("10.10.0.0/21")})
+	c.join("n2", "192.168.0.2")
+	c.waitRanges("n2")
+	if old.cache.Snapshot().Nodes["n2"] != nil {
+		t.Fatal("the old operator's watch is not stuck: this test shows nothing")
+	}
+	// It looks at everything again because its settings change.
+	for i, quarantine := range []string{"1m", "2m", "3m"} {
+		writeSettings(t, old.dir, with(with(pool24("10.10.0.0/21"), "k8s-api-server", c.URL), "cluster-pool-quarantine", quarantine))
+		eventually(t, "the old operator reads its settings", 10*time.Second, func() bool {
+			cfg, _ := old.settings.get()
+			return cfg.Pool.Quarantine == time.Duration(i+1)*time.Minute
+		})
+	}
+	if l := c.ledger().Spec; len(l.Grants["n2"]) != 1 || len(l.Quarantine) != 0 {
+		t.Errorf("the ledger has %v, at rest %v", l.Grants, l.Quarantine)
+	}
+	c.consistent()
+}
+
+// stuckBody is the stream of a watch that brings nothing while it is stuck.
+type stuckBody struct {
+	io.ReadCloser
+
+	stuck *atomic.Bool
+	ctx   context.Context //nolint:containedctx // of the request that the body belongs to
+}
+
+func (b *stuckBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if b.stuck.Load() {
+		<-b.ctx.Done()
+		return 0, b.ctx.Err()
+	}
+	return n, err
 }
