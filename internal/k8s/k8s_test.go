@@ -243,16 +243,27 @@ var info = k8s.NodeInfo{
 	HealthIPs: []netip.Addr{netip.MustParseAddr("10.244.1.1"), netip.MustParseAddr("fd00:1::1")},
 }
 
-// Guards against a CiliumNode that is written once and then lost or changed.
+// Guards against a CiliumNode that is written once and then lost or changed, or
+// made over and over for a Node that was deleted.
 func testPublish(t *testing.T, f *fixture, p *k8s.Publisher) {
+	// The Node that was to own it is gone: whatever is made is removed again.
 	p.Set(info)
+	eventually(t, "not made without its Node", func() (bool, any) {
+		return p.Err() != nil && strings.Contains(p.Err().Error(), "its Node was deleted"), p.Err()
+	})
+	if code, b := f.Call(t, http.MethodGet, "/apis/cilium.io/v2/ciliumnodes/n1", nil); code != http.StatusNotFound {
+		t.Errorf("made for a Node that is gone: %s", b)
+	}
+	own := info
+	own.UID = f.node("n1").UID
+	p.Set(own)
 	good := func() (bool, any) {
 		code, b := f.Call(t, http.MethodGet, "/apis/cilium.io/v2/ciliumnodes/n1", nil)
 		var n ciliumv2.CiliumNode
 		_ = json.Unmarshal(b, &n)
 		return code == 200 && n.Spec.HealthAddressing.IPv6 == "fd00:1::1" && len(n.Spec.Addresses) == 2 &&
 			slices.Equal(n.Spec.IPAM.PodCIDRs, []string{"10.244.1.0/24", "fd00:1::/64"}) &&
-			len(n.OwnerReferences) == 1 && n.OwnerReferences[0].UID == "u1" && n.Labels[ciliumv2.PartOfLabel] == ciliumv2.PartOfValue, string(b)
+			len(n.OwnerReferences) == 1 && string(n.OwnerReferences[0].UID) == own.UID && n.Labels[ciliumv2.PartOfLabel] == ciliumv2.PartOfValue, string(b)
 	}
 	eventually(t, "published", good)
 	f.Do(t, http.MethodPatch, "/apis/cilium.io/v2/ciliumnodes/n1", `{"spec":{"health":{"ipv6":"::2"}}}`, nil)

@@ -121,6 +121,9 @@ func (c *Client) publishNode(ctx context.Context, info NodeInfo) error {
 	var cur ciliumv2.CiliumNode
 	err := c.cilium.Get().Resource(ciliumv2.CiliumNodeResource).Name(c.node).Do(ctx).Into(&cur)
 	if apierrors.IsNotFound(err) {
+		if err := c.checkOwner(ctx, info.UID); err != nil {
+			return err
+		}
 		err = c.cilium.Post().Resource(ciliumv2.CiliumNodeResource).Body(want).Do(ctx).Error()
 		return wrap(err, "create CiliumNode %s", c.node)
 	}
@@ -149,6 +152,24 @@ func (c *Client) publishNode(ctx context.Context, info NodeInfo) error {
 	maps.Copy(cur.Annotations, want.Annotations)
 	err = c.cilium.Put().Resource(ciliumv2.CiliumNodeResource).Name(c.node).Body(&cur).Do(ctx).Error()
 	return wrap(err, "update CiliumNode %s", c.node)
+}
+
+// checkOwner fails if the Node that is to own the CiliumNode is gone. Kubernetes'
+// garbage collector would remove the new object at once, and so on for ever.
+func (c *Client) checkOwner(ctx context.Context, uid string) error {
+	if uid == "" {
+		return nil
+	}
+	var n metav1.PartialObjectMetadata
+	err := c.core.Get().Resource(nodesResource).Name(c.node).
+		SetHeader("Accept", "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1").Do(ctx).Into(&n)
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("get node %s: %w", c.node, err)
+	}
+	if string(n.UID) != uid {
+		return fmt.Errorf("create CiliumNode %s: its Node was deleted: restart the kubelet of this node to register it again", c.node)
+	}
+	return nil
 }
 
 func ciliumNode(name string, info NodeInfo) *ciliumv2.CiliumNode {
