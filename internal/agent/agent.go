@@ -185,14 +185,20 @@ func (a *Agent) remember() error {
 func (a *Agent) newKubernetes(ctx context.Context) (err error) {
 	a.client, err = k8s.NewClient(k8s.Config{
 		NodeName: a.opts.NodeName, Server: a.cfg.K8sAPIServer, CredentialsDir: a.opts.Paths.Credentials,
-		ClusterPool: a.cfg.IPAM == config.IPAMClusterPool, UserAgent: "weft-agent/" + a.opts.Version, Log: a.log,
+		ClusterPool: a.cfg.IPAM == config.IPAMClusterPool, MultiPool: a.cfg.IPAM == config.IPAMMultiPool, UserAgent: "weft-agent/" + a.opts.Version, Log: a.log,
 	})
 	if err != nil {
 		return err
 	}
-	if a.cfg.IPAM == config.IPAMClusterPool {
-		warn := func(reason, message string) { a.report(k8s.EventWarning, reason, message) }
+	warn := func(reason, message string) { a.report(k8s.EventWarning, reason, message) }
+	switch a.cfg.IPAM {
+	case config.IPAMClusterPool:
 		a.pool = newPoolNode(a.opts.NodeName, a.cfg.Pool, a.fam, a.client, warn, a.log)
+	case config.IPAMMultiPool:
+		a.pool = newPoolNode(a.opts.NodeName, config.ClusterPool{}, a.fam, k8s.Ledgers{Client: a.client}, warn, a.log)
+		if a.pool.multi, err = newMultiPool(a.cfg.Pools, a.fam, a.client, a.pool.kick); err != nil {
+			return err
+		}
 	}
 	tables := k8s.Tables{DB: a.t.db, Nodes: a.t.nodes, Pods: a.t.pods}
 	a.reflect = k8s.NewReflect(a.client, tables)
@@ -255,7 +261,7 @@ func (a *Agent) newDatapath(ctx context.Context) (err error) {
 		Node: a.opts.NodeName,
 		Settings: endpoint.Settings{
 			Families: ipam.Families{V4: a.fam.v4, V6: a.fam.v6},
-			MTU:      a.mtu, Claimed: a.claimed, NoRange: a.noRange, Remedy: a.remedy(),
+			MTU:      a.mtu, Claimed: a.claimed, NoRange: a.noRange, Remedy: a.remedy(), Pools: a.chooser(),
 		},
 		State:    endpoint.State{Path: a.opts.Paths.endpoints(), DB: a.t.db, Endpoints: a.t.endpoints},
 		Links:    a.links,
@@ -271,7 +277,7 @@ func (a *Agent) newDatapath(ctx context.Context) (err error) {
 		return err
 	}
 	if len(a.mem.PodCIDRs) > 0 {
-		if err := errors.Join(a.endpoints.SetNodeAddrs(a.enabled(a.mem.Addrs)), a.endpoints.SetRanges(a.enabledRanges(a.mem.PodCIDRs))); err != nil {
+		if err := errors.Join(a.endpoints.SetNodeAddrs(a.enabled(a.mem.Addrs)), a.endpoints.SetPools(a.mem.ranges(a.fam))); err != nil {
 			a.log.Warn("what was remembered of the node cannot be used", "error", err)
 		}
 	}
@@ -423,7 +429,7 @@ func (a *Agent) background(ctx context.Context, g *errgroup.Group) {
 		a.derive.Run, a.ipcacheLoop.Run, a.routesLoop.Run,
 		a.reflect.Run, a.publisher.Run, a.publishEndpoints,
 		a.followNode, a.followDevices, a.followRoutes, a.followOverlay, a.followForward, a.checkCilium, a.runGate, a.markReady,
-		a.peers.Run, a.readEvents, a.maintain, a.sendReports, a.followLedger, a.followLeaks, a.masq.run,
+		a.peers.Run, a.readEvents, a.maintain, a.sendReports, a.followLedger, a.followPools, a.followLeaks, a.masq.run,
 	} {
 		g.Go(func() error { return f(ctx) })
 	}

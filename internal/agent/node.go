@@ -96,7 +96,7 @@ func (a *Agent) applyNode(ctx context.Context, n *table.Node, known bool) error 
 	if err := a.ensureHealth(ctx); err != nil {
 		return err
 	}
-	if err := a.keep(func(m *memory) { m.UID, m.Addrs, m.PodCIDRs = n.UID, addrs, ranges }); err != nil {
+	if err := a.keep(func(m *memory) { m.UID, m.Addrs, m.PodCIDRs, m.Pools = n.UID, addrs, ranges, a.poolNames() }); err != nil {
 		return err
 	}
 	if err := a.overlay.check(); err != nil {
@@ -122,6 +122,7 @@ func (a *Agent) publish(n *table.Node) {
 	info := k8s.NodeInfo{
 		UID: n.UID, BootID: a.memFile.bootID, ProviderID: n.ProviderID,
 		Addrs: a.enabled(n.Addrs), HealthIPs: a.healthIPs, Annotations: a.pool.Annotations(), Tunnel: a.overlay.announce(),
+		Requested: a.pool.Requested(),
 	}
 	if a.pool == nil {
 		info.PodCIDRs = a.endpoints.Ranges()
@@ -179,7 +180,7 @@ func (a *Agent) keep(f func(*memory)) error {
 	next := a.mem
 	f(&next)
 	if next.UID == a.mem.UID && next.ProvenAt.Equal(a.mem.ProvenAt) &&
-		slices.Equal(next.Addrs, a.mem.Addrs) && slices.Equal(next.PodCIDRs, a.mem.PodCIDRs) {
+		slices.Equal(next.Addrs, a.mem.Addrs) && slices.Equal(next.PodCIDRs, a.mem.PodCIDRs) && slices.Equal(next.Pools, a.mem.Pools) {
 		return nil
 	}
 	if err := a.memFile.save(next); err != nil {

@@ -3,11 +3,13 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -45,16 +47,17 @@ type poolNode struct {
 	ledgers ledgers
 	log     *slog.Logger
 	report  func(reason, message string) // an event of this node
+	multi   *multiPool                   // of ipam multi-pool, else nil
 	changed chan struct{}                // there is something to put into effect or to publish
 
 	mu     sync.Mutex
 	ledger *k8s.Ledger // as read last, nil before
 	looks  int
-	notes  []string // about ranges that are not what they should be
-	routes string   // annotation, "" before
-	more   int      // routes left out of it
-	seen   *uint64  // annotation; nil before the first look
-	holds  []string // what keeps releases from being seen
+	notes  []string          // about ranges that are not what they should be
+	routes string            // annotation, "" before
+	more   int               // routes left out of it
+	seen   map[string]uint64 // annotation, by pool; nil before the first look
+	holds  []string          // what keeps releases from being seen
 }
 
 func newPoolNode(node string, conf config.ClusterPool, fam families, l ledgers, report func(reason, message string), log *slog.Logger) *poolNode {
@@ -92,6 +95,7 @@ func (p *poolNode) Ranges(ctx context.Context, row *table.Node, current []netip.
 		return nil, p.missing(row, err)
 	}
 	use, notes := judge(p.node, l, row.PodCIDRs, current)
+	use = p.multi.arrange(l, use, row.PodCIDRs)
 	p.note(notes)
 	for _, f := range []struct {
 		on, v6 bool
@@ -101,7 +105,7 @@ func (p *poolNode) Ranges(ctx context.Context, row *table.Node, current []netip.
 		if !f.on || slices.ContainsFunc(use, func(r netip.Prefix) bool { return r.Addr().Is6() == f.v6 }) {
 			continue
 		}
-		if len(f.list) == 0 && row.PoolError == "" {
+		if len(f.list) == 0 && row.PoolError == "" && p.multi == nil {
 			return nil, fmt.Errorf("node %s has no %s pod range: the pool has none: set ipam.operator.clusterPool%sPodCIDRList (`weft ipam show` proposes free ranges), or %s.enabled=false",
 				p.node, f.family, f.family, strings.ToLower(f.family))
 		}
@@ -229,7 +233,7 @@ func (p *poolNode) View(n *table.Node, own []netip.Prefix) *table.Node {
 // out here: held names what of a range this node's kernel still has.
 func (p *poolNode) Look(ctx context.Context, held func(netip.Prefix) (string, error)) {
 	l, current, err := p.recent(ctx)
-	var seen uint64
+	var seen map[string]uint64
 	var holds []string
 	if err == nil {
 		seen, holds, err = carriedOut(l, held)
@@ -245,8 +249,8 @@ func (p *poolNode) Look(ctx context.Context, held func(netip.Prefix) (string, er
 		return
 	}
 	p.mu.Lock()
-	same := p.seen != nil && *p.seen == seen
-	p.seen, p.holds = &seen, holds
+	same := p.seen != nil && maps.Equal(p.seen, seen)
+	p.seen, p.holds = seen, holds
 	p.mu.Unlock()
 	if !same {
 		p.kick()
@@ -281,21 +285,25 @@ func (p *poolNode) recent(ctx context.Context) (l *k8s.Ledger, current bool, err
 	return l, true, nil
 }
 
-// carriedOut returns the number of the last release up to which nothing of what
-// was released is held here, and what is held of later ones.
-func carriedOut(l *k8s.Ledger, held func(netip.Prefix) (string, error)) (seen uint64, holds []string, err error) {
-	seen = l.Seq
+// carriedOut returns, by pool, the number of the last release up to which nothing
+// of what was released is held here, and what is held of later ones.
+func carriedOut(l *k8s.Ledger, held func(netip.Prefix) (string, error)) (seen map[string]uint64, holds []string, err error) {
+	seen = maps.Clone(l.Seqs)
+	if seen == nil {
+		seen = map[string]uint64{weftv1alpha1.DefaultPool: l.Seq}
+	}
 	for _, q := range l.Quarantine {
 		what, err := held(q.CIDR)
 		if err != nil {
-			return 0, nil, err
+			return nil, nil, err
 		}
 		if what == "" {
 			continue
 		}
 		holds = append(holds, fmt.Sprintf("%s, which node %s gave back, rests until this node lets go of it: %s", q.CIDR, q.Node, what))
 		if q.Seq > 0 {
-			seen = min(seen, q.Seq-1)
+			pool := cmp.Or(q.Pool, weftv1alpha1.DefaultPool)
+			seen[pool] = min(seen[pool], q.Seq-1)
 		}
 	}
 	return seen, holds, nil
@@ -344,8 +352,11 @@ func (p *poolNode) Annotations() map[string]string {
 	if p.routes != "" {
 		out[weftv1alpha1.NodeRoutesAnnotation] = p.routes
 	}
-	if p.seen != nil {
-		out[weftv1alpha1.ReleaseSeenAnnotation] = strconv.FormatUint(*p.seen, 10)
+	if p.seen != nil && p.multi == nil {
+		out[weftv1alpha1.ReleaseSeenAnnotation] = strconv.FormatUint(p.seen[weftv1alpha1.DefaultPool], 10)
+	}
+	if p.multi != nil {
+		maps.Copy(out, p.multi.annotations(p.seen))
 	}
 	return out
 }
@@ -418,6 +429,9 @@ func (a *Agent) remedy() string {
 	if a.pool == nil {
 		return ""
 	}
+	if a.pool.multi != nil {
+		return "the operator was asked for more: see kubectl get ciliumnode " + a.opts.NodeName + " -o yaml, and kubectl get ciliumpodippools"
+	}
 	p := a.cfg.Pool
 	var parts []string
 	for _, f := range []struct {
@@ -455,12 +469,12 @@ func (a *Agent) setPoolRanges(ctx context.Context, n *table.Node, known bool) ([
 	}
 	if len(ranges) == 0 {
 		a.endpoints.ClearRanges()
-	} else if serr := a.endpoints.SetRanges(ranges); serr != nil {
+	} else if serr := a.endpoints.SetPools(a.pool.pooled(ranges)); serr != nil {
 		return nil, errors.Join(err, serr)
 	}
 	a.derive.Refresh()
 	if err != nil {
-		return nil, errors.Join(err, a.keep(func(m *memory) { m.PodCIDRs = ranges }))
+		return nil, errors.Join(err, a.keep(func(m *memory) { m.PodCIDRs, m.Pools = ranges, a.poolNames() }))
 	}
 	return ranges, nil
 }

@@ -29,7 +29,8 @@ type memory struct {
 	Addrs    []netip.Addr   `json:"addrs"`
 	IPAM     string         `json:"ipam"` // the mode that PodCIDRs come from; older agents knew kubernetes only
 	PodCIDRs []netip.Prefix `json:"podCIDRs"`
-	ProvenAt time.Time      `json:"provenAt"` // zero: not proven in this boot
+	Pools    []string       `json:"pools,omitempty"` // of each of PodCIDRs, in mode multi-pool
+	ProvenAt time.Time      `json:"provenAt"`        // zero: not proven in this boot
 }
 
 // memoryFile reads and writes a memory.
@@ -59,7 +60,7 @@ func (f memoryFile) load() (memory, error) {
 		return empty, nil
 	}
 	if cmp.Or(m.IPAM, config.IPAMKubernetes) != cmp.Or(f.ipam, config.IPAMKubernetes) {
-		m.IPAM, m.PodCIDRs = f.ipam, nil // of another authority
+		m.IPAM, m.PodCIDRs, m.Pools = f.ipam, nil, nil // of another authority
 	}
 	return m, nil
 }

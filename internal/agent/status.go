@@ -118,6 +118,10 @@ func (a *Agent) ipamComponent() rpc.Component {
 		part := fmt.Sprintf("%d/%s of %s", r.Used, total, r.Prefix)
 		parts = append(parts, part)
 		c.Details = append(c.Details, fmt.Sprintf("%s used, %d quarantined", part, r.Quarantined))
+		if r.Pool != "" {
+			parts[len(parts)-1] += " (pool " + r.Pool + ")"
+			continue // more comes when it is asked for
+		}
 		if r.Used+r.Quarantined >= r.Total {
 			c.State = rpc.StateFailing
 			parts[len(parts)-1] += " (exhausted: delete pods on this node or add nodes)"

@@ -57,6 +57,12 @@ func TestIPAMShow(t *testing.T) {
 		t.Errorf("without a ledger: %+v", r)
 	}
 
+	f.objects["/api/v1/namespaces/kube-system/configmaps/cilium-config"] = `{"data":{"ipam":"multi-pool"}}`
+	f.objects["/apis/weft.dev/v1alpha1/podcidrledgers"] = `{"items":[{"metadata":{"name":"blue"},"spec":{"pool":{"ipv4":{"cidrs":["10.11.0.0/24"],"maskSize":28}},
+		"grants":{"n1":["10.11.0.0/28"]},"quarantine":[{"cidr":"10.11.0.16/28","node":"n2","at":"2026-01-01T00:00:00Z","seq":3}]}}]}`
+	if r = laptop(t, f, "ipam", "show"); r.code != ExitFailing || !strings.Contains(r.out, "10.11.0.0/28 (blue)") || !strings.Contains(r.out, "release 3 of pool blue") || !strings.Contains(r.out, "10.11.0.32/28") {
+		t.Errorf("mode multi-pool: %+v", r)
+	}
 	f.objects["/api/v1/namespaces/kube-system/configmaps/cilium-config"] = `{"data":{"ipam":"kubernetes"}}`
 	if r = laptop(t, f, "ipam", "show"); r.code != ExitFailing || !strings.Contains(r.out, "n2     10.10.7.0/24   -") || !strings.Contains(r.out, "--allocate-node-cidrs") {
 		t.Errorf("mode kubernetes: %+v", r)

@@ -90,6 +90,9 @@ func readIPAM(ctx context.Context, api cluster, namespace string, now time.Time)
 	if err := api.Get(ctx, "/api/v1/nodes", &o.nodes); err != nil {
 		return nil, err
 	}
+	if cfg.IPAM == config.IPAMMultiPool {
+		return o.readPools(ctx, api, cfg, now)
+	}
 	if cfg.IPAM != config.IPAMClusterPool {
 		return kubernetesView(cfg.IPAM, o.nodes.Items), nil
 	}

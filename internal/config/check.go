@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"path"
 	"path/filepath"
+	"slices"
 )
 
 // Bounds of an MTU in bytes: the least that each family must carry (RFC 791,
@@ -32,11 +33,11 @@ func (c *Config) checkIPAM() []error {
 		return []error{fmt.Errorf("setting ipam: "+format, args...)}
 	}
 	switch c.IPAM {
-	case IPAMKubernetes, IPAMClusterPool:
-	case "multi-pool", "crd", "eni", "azure", "alibabacloud", "delegated-plugin":
+	case IPAMKubernetes, IPAMClusterPool, IPAMMultiPool:
+	case "crd", "eni", "azure", "alibabacloud", "delegated-plugin":
 		return bad("%s is not yet supported: set ipam.mode=cluster-pool, or ipam.mode=kubernetes and let kube-controller-manager allocate node ranges (--allocate-node-cidrs)", c.IPAM)
 	default:
-		return bad("%q is unknown: kubernetes and cluster-pool are supported", c.IPAM)
+		return bad("%q is unknown: kubernetes, cluster-pool and multi-pool are supported", c.IPAM)
 	}
 	return nil
 }
@@ -63,8 +64,7 @@ func (c *Config) check() []error {
 	if !filepath.IsAbs(c.CgroupRoot) {
 		bad("cgroup-root", "%q is not an absolute path", c.CgroupRoot)
 	}
-	errs = append(append(errs, c.checkRouting()...), c.checkMasquerade()...)
-	return append(append(errs, c.checkPool()...), c.checkNetwork()...)
+	return slices.Concat(errs, c.checkRouting(), c.checkMasquerade(), c.checkPool(), c.checkPools(), c.checkNetwork())
 }
 
 func (c *Config) checkNetwork() []error {

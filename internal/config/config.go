@@ -14,8 +14,9 @@ type Config struct {
 	RoutingMode          string       `key:"routing-mode"` // native or tunnel
 	Tunnel               Tunnel       // of mode tunnel
 	AutoDirectNodeRoutes bool         `key:"auto-direct-node-routes"`
-	IPAM                 string       `key:"ipam"` // kubernetes or cluster-pool
+	IPAM                 string       `key:"ipam"` // kubernetes, cluster-pool or multi-pool
 	Pool                 ClusterPool  // of mode cluster-pool
+	Pools                MultiPool    // of mode multi-pool
 	MTU                  int          `key:"mtu"` // 0: from the devices
 	EnableEndpointRoutes bool         `key:"enable-endpoint-routes"`
 	KubeProxyReplacement bool         `key:"kube-proxy-replacement"` // must be false for now

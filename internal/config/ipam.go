@@ -5,6 +5,8 @@ package config
 import (
 	"fmt"
 	"net/netip"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -12,7 +14,40 @@ import (
 const (
 	IPAMKubernetes  = "kubernetes"   // kube-controller-manager, in Node.spec.podCIDRs
 	IPAMClusterPool = "cluster-pool" // Weft's operator, from one pool
+	IPAMMultiPool   = "multi-pool"   // Weft's operator, from CiliumPodIPPools
 )
+
+// MultiPool is what an agent asks of pools in mode multi-pool.
+type MultiPool struct {
+	// PreAllocation says how many free addresses a node keeps of a pool, as
+	// POOL=N, separated by commas.
+	PreAllocation string `key:"ipam-multi-pool-pre-allocation"`
+}
+
+// Ahead returns how many free addresses a node keeps, by pool.
+func (p MultiPool) Ahead() (map[string]int, error) {
+	out := map[string]int{}
+	for _, w := range words(p.PreAllocation) {
+		name, number, ok := strings.Cut(w, "=")
+		n, err := strconv.Atoi(number)
+		if !ok || name == "" || err != nil || n < 0 || n > maxAhead {
+			return nil, fmt.Errorf("%q is not POOL=N with N from 0 to %d", w, maxAhead)
+		}
+		out[name] = n
+	}
+	return out, nil
+}
+
+// maxAhead bounds how many addresses a node keeps of a pool.
+const maxAhead = 1 << 12
+
+func (c *Config) checkPools() []error {
+	var errs []error
+	if _, err := c.Pools.Ahead(); err != nil {
+		errs = append(errs, fmt.Errorf("setting ipam-multi-pool-pre-allocation: %w", err))
+	}
+	return errs
+}
 
 // ClusterPool says what the operator gives ranges from in mode cluster-pool.
 type ClusterPool struct {

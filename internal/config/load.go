@@ -31,6 +31,7 @@ func Default() *Config {
 		Tunnel:               Tunnel{Protocol: "vxlan", Port: 8472, Underlay: UnderlayIPv4},
 		IPAM:                 IPAMKubernetes,
 		Pool:                 ClusterPool{IPv4MaskSize: 24, IPv6MaskSize: 120, Quarantine: 10 * time.Minute},
+		Pools:                MultiPool{PreAllocation: "default=8"},
 		EnableEndpointRoutes: true,
 		CgroupRoot:           "/run/cilium/cgroupv2",
 		MonitorAggregation:   "medium",

@@ -113,7 +113,7 @@ func (m *Manager) make(ctx context.Context, req AddRequest) (made *table.Endpoin
 		return nil, err
 	}
 	undo = append(undo, func() error { m.freeID(ep.ID); return nil })
-	if err := m.address(ep, req); err != nil {
+	if err := m.address(ctx, ep, req); err != nil {
 		return nil, err
 	}
 	undo = append(undo, func() error { m.alloc.Cancel(owner(ep)); return nil })
@@ -212,11 +212,11 @@ func (m *Manager) describe(req AddRequest) (*table.Endpoint, error) {
 }
 
 // address gives ep the addresses that req fixes, or allocates some.
-func (m *Manager) address(ep *table.Endpoint, req AddRequest) error {
+func (m *Manager) address(ctx context.Context, ep *table.Endpoint, req AddRequest) error {
 	ips := req.IPs
 	if len(ips) == 0 {
 		var err error
-		ips, err = m.alloc.Allocate(owner(ep))
+		ips, err = m.allocate(ctx, ep)
 		if errors.Is(err, ipam.ErrNoRanges) {
 			return fmt.Errorf("node %s has %w: %s", m.p.Node, ErrNoPodCIDR, m.noRange())
 		}
@@ -234,6 +234,20 @@ func (m *Manager) address(ep *table.Endpoint, req AddRequest) error {
 		}
 	}
 	return nil
+}
+
+// allocate gives ep addresses of the pools that its pod chooses.
+func (m *Manager) allocate(ctx context.Context, ep *table.Endpoint) ([]netip.Addr, error) {
+	if m.p.Settings.Pools == nil {
+		return m.alloc.Allocate(owner(ep))
+	}
+	pools, err := m.p.Settings.Pools.Choose(ctx, ep.Namespace, ep.Pod)
+	if err != nil {
+		return nil, err
+	}
+	ips, err := m.alloc.AllocateFrom(owner(ep), pools)
+	m.p.Settings.Pools.Outcome(ep.Namespace, ep.Pod, pools, err)
+	return ips, err
 }
 
 // noRange says what is missing on a node without ranges.

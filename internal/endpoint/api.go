@@ -6,6 +6,7 @@
 package endpoint
 
 import (
+	"context"
 	"log/slog"
 	"net/netip"
 	"time"
@@ -33,6 +34,14 @@ type AddRequest struct {
 	// IPs fixes the addresses (health and proof endpoints); empty allocates one
 	// of each enabled family from the node's ranges.
 	IPs []netip.Addr
+}
+
+// PoolChooser says from which pools pods get their addresses.
+type PoolChooser interface {
+	// Choose returns the pools of a pod. Add fails with its error.
+	Choose(ctx context.Context, namespace, pod string) (ipam.Choice, error)
+	// Outcome tells what came of a choice; err is that of the allocator.
+	Outcome(namespace, pod string, pools ipam.Choice, err error)
 }
 
 // Datapath puts the programs on a pod's device and takes them off. The names
@@ -93,6 +102,8 @@ type Settings struct {
 	// be left out.
 	NoRange func() string
 	Remedy  string
+	// Pools chooses pools for pods; nil where there is one only.
+	Pools PoolChooser
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 	// Concurrency bounds the operations at work at one time; 0 is 3.

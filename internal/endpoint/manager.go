@@ -92,6 +92,14 @@ func (m *Manager) SetRanges(ranges []netip.Prefix) error {
 	return nil
 }
 
+// SetPools is SetRanges for ranges of several pools.
+func (m *Manager) SetPools(ranges []ipam.Range) error {
+	if err := m.alloc.SetPools(ranges); err != nil {
+		return fmt.Errorf("node %s: %w", m.p.Node, err)
+	}
+	return nil
+}
+
 // ClearRanges takes the node's pod CIDRs away: pods keep their addresses, and no
 // Add finds one until SetRanges.
 func (m *Manager) ClearRanges() { m.alloc.Clear() }

@@ -52,7 +52,24 @@ type Allocator struct {
 // span is a range and its next fresh address; invalid once there is none.
 type span struct {
 	prefix netip.Prefix
+	pool   string
 	next   netip.Addr
+}
+
+// Range is a range and the pool that it is of, "" where there is one pool only.
+type Range struct {
+	Prefix netip.Prefix
+	Pool   string
+}
+
+// Choice names the pool of each family's address.
+type Choice struct{ V4, V6 string }
+
+func (c Choice) of(v6 bool) string {
+	if v6 {
+		return c.V6
+	}
+	return c.V4
 }
 
 // New returns an Allocator without ranges.
@@ -72,18 +89,30 @@ func New(cfg Config) *Allocator {
 // SetRanges replaces the ranges, in order of preference. Addresses in use
 // outside of them stay with their owners. If Validate objects, nothing changes.
 func (a *Allocator) SetRanges(ranges []netip.Prefix) error {
-	if err := Validate(ranges, a.cfg.Families); err != nil {
+	all := make([]Range, len(ranges))
+	for i, p := range ranges {
+		all[i].Prefix = p
+	}
+	return a.SetPools(all)
+}
+
+// SetPools is SetRanges for ranges of several pools.
+func (a *Allocator) SetPools(ranges []Range) error {
+	prefixes := make([]netip.Prefix, len(ranges))
+	for i, r := range ranges {
+		prefixes[i] = r.Prefix
+	}
+	if err := Validate(prefixes, a.cfg.Families); err != nil {
 		return err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	next := make([]*span, len(ranges))
-	for i, p := range ranges {
-		if j := slices.IndexFunc(a.ranges, func(s *span) bool { return s.prefix == p }); j >= 0 {
-			next[i] = a.ranges[j]
-			continue
+	for i, r := range ranges {
+		next[i] = &span{prefix: r.Prefix, pool: r.Pool, next: HealthAddr(r.Prefix).Next()}
+		if j := slices.IndexFunc(a.ranges, func(s *span) bool { return s.prefix == r.Prefix }); j >= 0 {
+			next[i].next = a.ranges[j].next
 		}
-		next[i] = &span{prefix: p, next: HealthAddr(p).Next()}
 	}
 	a.ranges = next
 	return nil
@@ -112,6 +141,11 @@ func (a *Allocator) Ranges() []netip.Prefix {
 // owner that has addresses gets the same again. Either all families succeed or
 // nothing changes. The errors are ErrNoRanges, *HoldError and *ExhaustedError.
 func (a *Allocator) Allocate(owner string) ([]netip.Addr, error) {
+	return a.AllocateFrom(owner, Choice{})
+}
+
+// AllocateFrom is Allocate from the pools of a choice.
+func (a *Allocator) AllocateFrom(owner string, pools Choice) ([]netip.Addr, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if have := a.owners[owner]; len(have) > 0 {
@@ -129,9 +163,9 @@ func (a *Allocator) Allocate(owner string) ([]netip.Addr, error) {
 		if v6 && !a.cfg.Families.V6 || !v6 && !a.cfg.Families.V4 {
 			continue
 		}
-		addr := a.pick(v6, now)
+		addr := a.pick(v6, pools.of(v6), now)
 		if !addr.IsValid() {
-			return nil, a.exhausted(v6, now)
+			return nil, a.exhausted(v6, pools.of(v6), now)
 		}
 		got = append(got, addr)
 	}
@@ -142,22 +176,22 @@ func (a *Allocator) Allocate(owner string) ([]netip.Addr, error) {
 }
 
 // pick finds an address without taking it.
-func (a *Allocator) pick(v6 bool, now time.Time) netip.Addr {
+func (a *Allocator) pick(v6 bool, pool string, now time.Time) netip.Addr {
 	q := a.rest[v6]
 	if q.len() > maxRested {
-		if addr := a.rested(q, now); addr.IsValid() {
+		if addr := a.rested(q, pool, now); addr.IsValid() {
 			return addr
 		}
 	}
 	for _, s := range a.ranges {
-		if s.prefix.Addr().Is6() != v6 {
+		if s.prefix.Addr().Is6() != v6 || s.pool != pool {
 			continue
 		}
 		if addr := a.fresh(s, q, now); addr.IsValid() {
 			return addr
 		}
 	}
-	return a.rested(q, now)
+	return a.rested(q, pool, now)
 }
 
 // fresh returns the next address of s that nobody has or had. It does not move
@@ -177,8 +211,9 @@ func (a *Allocator) fresh(s *span, q *queue, now time.Time) netip.Addr {
 	return netip.Addr{}
 }
 
-// rested returns the address that has rested longest, if that is long enough.
-func (a *Allocator) rested(q *queue, now time.Time) netip.Addr {
+// rested returns the address of a pool that has rested longest, if that is long
+// enough.
+func (a *Allocator) rested(q *queue, pool string, now time.Time) netip.Addr {
 	for i := 0; i < q.len(); i++ {
 		r := q.at(i)
 		if now.Sub(r.At) < Rest {
@@ -189,7 +224,7 @@ func (a *Allocator) rested(q *queue, now time.Time) netip.Addr {
 			i--
 			continue
 		}
-		if !a.cfg.Claimed(r.Addr) {
+		if a.poolOf(r.Addr) == pool && !a.cfg.Claimed(r.Addr) {
 			return r.Addr
 		}
 	}
@@ -200,6 +235,16 @@ func (a *Allocator) take(addr netip.Addr, owner string) {
 	a.rest[addr.Is6()].remove(addr)
 	a.used[addr] = owner
 	a.owners[owner] = append(a.owners[owner], addr)
+}
+
+// poolOf returns the pool of an address that is in a range.
+func (a *Allocator) poolOf(addr netip.Addr) string {
+	for _, s := range a.ranges {
+		if s.prefix.Contains(addr) {
+			return s.pool
+		}
+	}
+	return ""
 }
 
 // inRange reports whether a pod could be given addr.

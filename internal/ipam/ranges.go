@@ -97,7 +97,7 @@ func impossible(p netip.Prefix, fam Families) string {
 	if m := p.Masked(); m != p {
 		return fmt.Sprintf("has bits set beyond its length: write %s", m)
 	}
-	if capacity(p) == 0 {
+	if Capacity(p) == 0 {
 		return fmt.Sprintf("is too small: network, health and broadcast addresses leave none for pods; use a /%d or larger", smallest(a))
 	}
 	return Forbidden(p)
@@ -121,10 +121,10 @@ func smallest(a netip.Addr) int {
 	return 126
 }
 
-// capacity counts the addresses of p that pods can get: all but the network
+// Capacity counts the addresses of p that pods can get: all but the network
 // address, the health address and, for IPv4, the broadcast address. It
 // saturates at the largest uint64.
-func capacity(p netip.Prefix) uint64 {
+func Capacity(p netip.Prefix) uint64 {
 	host := p.Addr().BitLen() - p.Bits()
 	reserved := uint64(2)
 	if p.Addr().Is4() {

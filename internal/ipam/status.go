@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -13,6 +14,7 @@ import (
 // RangeStatus is how full a range is, in addresses.
 type RangeStatus struct {
 	Prefix      netip.Prefix `json:"prefix"`
+	Pool        string       `json:"pool,omitempty"` // empty where there is one pool only
 	Used        uint64       `json:"used"`
 	Quarantined uint64       `json:"quarantined"` // resting for less than Rest, or claimed elsewhere
 	Total       uint64       `json:"total"`       // without reserved ones; saturates at 2^64-1
@@ -36,7 +38,7 @@ func (a *Allocator) Status() Status {
 func (a *Allocator) status(now time.Time) Status {
 	st := Status{Ranges: make([]RangeStatus, len(a.ranges))}
 	for i, s := range a.ranges {
-		st.Ranges[i] = RangeStatus{Prefix: s.prefix, Total: capacity(s.prefix)}
+		st.Ranges[i] = RangeStatus{Prefix: s.prefix, Pool: s.pool, Total: Capacity(s.prefix)}
 	}
 	find := func(addr netip.Addr) *RangeStatus {
 		for i := range st.Ranges {
@@ -77,22 +79,24 @@ func (e *HoldError) Error() string {
 // ExhaustedError says that a family has no address left.
 type ExhaustedError struct {
 	V6     bool
-	Ranges []RangeStatus // of that family
+	Pool   string        // empty where there is one pool only
+	Ranges []RangeStatus // of that family and pool
 	// Next is how long until an address has rested enough; 0 if none is resting.
 	Next time.Duration
 	// Remedy is Config.Remedy.
 	Remedy string
 }
 
-func (a *Allocator) exhausted(v6 bool, now time.Time) error {
-	e := &ExhaustedError{V6: v6, Remedy: a.cfg.Remedy}
+func (a *Allocator) exhausted(v6 bool, pool string, now time.Time) error {
+	e := &ExhaustedError{V6: v6, Pool: pool, Remedy: a.cfg.Remedy}
 	for _, r := range a.status(now).Ranges {
-		if r.Prefix.Addr().Is6() == v6 {
+		if r.Prefix.Addr().Is6() == v6 && r.Pool == pool {
 			e.Ranges = append(e.Ranges, r)
 		}
 	}
-	if q := a.rest[v6]; q.len() > 0 {
-		e.Next = max(Rest-now.Sub(q.at(0).At), time.Second)
+	q := a.rest[v6]
+	if i := slices.IndexFunc(q.list, func(r Released) bool { return a.poolOf(r.Addr) == pool }); i >= 0 {
+		e.Next = max(Rest-now.Sub(q.at(i).At), time.Second)
 	}
 	return e
 }
@@ -113,6 +117,13 @@ func (e *ExhaustedError) Error() string {
 	remedy := e.Remedy
 	if remedy == "" {
 		remedy = "larger node ranges (--node-cidr-mask-size of kube-controller-manager) reach only nodes that join later"
+	}
+	if e.Pool != "" && len(e.Ranges) == 0 {
+		return fmt.Sprintf("this node has no %s range of pool %s yet: %s", familyName(e.V6), e.Pool, remedy)
+	}
+	if e.Pool != "" {
+		return fmt.Sprintf("%s pool %s is exhausted on this node: %s: %s addresses, %d in use, %d quarantined%s: %s",
+			familyName(e.V6), e.Pool, joinPrefixes(ps), count(total), used, resting, next, remedy)
 	}
 	return fmt.Sprintf("%s pool %s is exhausted: %s addresses, %d in use, %d quarantined%s: delete pods on this node or add nodes; %s",
 		familyName(e.V6), joinPrefixes(ps), count(total), used, resting, next, remedy)

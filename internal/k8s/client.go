@@ -53,8 +53,10 @@ type Config struct {
 	// CredentialsDir holds ca.crt and token; the token is read anew as it changes.
 	CredentialsDir string
 	// ClusterPool: nodes' pod ranges stand in their CiliumNodes, where the
-	// operator writes them, and not in Node.spec.podCIDRs.
+	// operator writes them, and not in Node.spec.podCIDRs. MultiPool: they are
+	// those of named pools.
 	ClusterPool bool
+	MultiPool   bool
 	UserAgent   string
 	Log         *slog.Logger
 }
@@ -69,7 +71,8 @@ type Client struct {
 	weft   *rest.RESTClient
 	params runtime.ParameterCodec
 	conn   *connection
-	pool   bool // Config.ClusterPool
+	pool   bool // Config.ClusterPool or Config.MultiPool
+	multi  bool // Config.MultiPool
 }
 
 // NewClient prepares the clients. It makes no call.
@@ -123,7 +126,7 @@ func NewClient(cfg Config) (*Client, error) {
 	}
 	return &Client{
 		node: cfg.NodeName, log: cfg.Log, http: httpClient, core: core, cilium: cilium, weft: weft,
-		params: runtime.NewParameterCodec(scheme), conn: newConnection(server), pool: cfg.ClusterPool,
+		params: runtime.NewParameterCodec(scheme), conn: newConnection(server), pool: cfg.ClusterPool || cfg.MultiPool, multi: cfg.MultiPool,
 	}, nil
 }
 

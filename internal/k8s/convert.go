@@ -60,6 +60,14 @@ func podCIDRs(n *corev1.Node, cn *ciliumv2.CiliumNode, pool bool) []string {
 	switch {
 	case pool && (cn == nil || !owned(cn.Labels)):
 		return nil
+	case pool && len(cn.Spec.IPAM.Pools.Allocated) > 0:
+		var out []string
+		for _, a := range cn.Spec.IPAM.Pools.Allocated {
+			for _, c := range a.CIDRs {
+				out = append(out, string(c))
+			}
+		}
+		return out
 	case pool:
 		return cn.Spec.IPAM.PodCIDRs
 	case len(n.Spec.PodCIDRs) == 0 && n.Spec.PodCIDR != "":
@@ -136,8 +144,8 @@ func stripNode(n *corev1.Node) *corev1.Node {
 	return out
 }
 
-// stripCiliumNode keeps what nodeRow reads.
-func stripCiliumNode(n *ciliumv2.CiliumNode) *ciliumv2.CiliumNode {
+// stripCiliumNode keeps what nodeRow reads; ranges of pools with multi only.
+func stripCiliumNode(n *ciliumv2.CiliumNode, multi bool) *ciliumv2.CiliumNode {
 	out := &ciliumv2.CiliumNode{ObjectMeta: stripMeta(n.ObjectMeta)}
 	out.Labels = n.Labels
 	if tunnel := n.Annotations[TunnelAnnotation]; tunnel != "" {
@@ -145,6 +153,9 @@ func stripCiliumNode(n *ciliumv2.CiliumNode) *ciliumv2.CiliumNode {
 	}
 	out.Spec.HealthAddressing = n.Spec.HealthAddressing
 	out.Spec.IPAM.PodCIDRs = n.Spec.IPAM.PodCIDRs
+	if multi {
+		out.Spec.IPAM.Pools.Allocated = n.Spec.IPAM.Pools.Allocated
+	}
 	out.Status.IPAM.OperatorStatus = n.Status.IPAM.OperatorStatus
 	return out
 }

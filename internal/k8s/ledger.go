@@ -25,6 +25,10 @@ type Ledger struct {
 	LedgerMark
 	Grants     map[string][]netip.Prefix // by node
 	Quarantine []LedgerRelease
+	// Pools has the pool of each range of Grants, and Seqs the number of releases
+	// of each pool, where the ledger is that of all pools.
+	Pools map[netip.Prefix]string
+	Seqs  map[string]uint64
 }
 
 // LedgerRelease is a range that a node gave back and nobody may have yet.
@@ -32,6 +36,7 @@ type LedgerRelease struct {
 	CIDR netip.Prefix
 	Node string
 	Seq  uint64
+	Pool string
 }
 
 // LedgerMark tells one state of a ledger from another.
@@ -63,6 +68,10 @@ func (c *Client) Ledger(ctx context.Context, pool string) (*Ledger, error) {
 	if err = c.ledgerError(pool, err); err != nil {
 		return nil, err
 	}
+	return readLedger(&obj)
+}
+
+func readLedger(obj *weftv1alpha1.PodCIDRLedger) (*Ledger, error) {
 	l := &Ledger{
 		LedgerMark: LedgerMark{Version: obj.ResourceVersion, Seq: uint64(max(obj.Spec.Seq, 0))},
 		Grants:     make(map[string][]netip.Prefix, len(obj.Spec.Grants)),
@@ -71,7 +80,7 @@ func (c *Client) Ledger(ctx context.Context, pool string) (*Ledger, error) {
 		for _, r := range ranges {
 			p, err := netip.ParsePrefix(string(r))
 			if err != nil {
-				return nil, fmt.Errorf("PodCIDRLedger %s: range of node %s: %w", pool, node, err)
+				return nil, fmt.Errorf("PodCIDRLedger %s: range of node %s: %w", obj.Name, node, err)
 			}
 			l.Grants[node] = append(l.Grants[node], p.Masked())
 		}
@@ -79,9 +88,9 @@ func (c *Client) Ledger(ctx context.Context, pool string) (*Ledger, error) {
 	for _, q := range obj.Spec.Quarantine {
 		p, err := netip.ParsePrefix(string(q.CIDR))
 		if err != nil {
-			return nil, fmt.Errorf("PodCIDRLedger %s: range in quarantine: %w", pool, err)
+			return nil, fmt.Errorf("PodCIDRLedger %s: range in quarantine: %w", obj.Name, err)
 		}
-		l.Quarantine = append(l.Quarantine, LedgerRelease{CIDR: p.Masked(), Node: q.Node, Seq: uint64(max(q.Seq, 0))})
+		l.Quarantine = append(l.Quarantine, LedgerRelease{CIDR: p.Masked(), Node: q.Node, Seq: uint64(max(q.Seq, 0)), Pool: obj.Name})
 	}
 	return l, nil
 }

@@ -35,6 +35,8 @@ type NodeInfo struct {
 	PodCIDRs   []netip.Prefix // not with Config.ClusterPool, where they are the operator's to write
 	HealthIPs  []netip.Addr
 	Tunnel     string // how the node takes part in the overlay; empty: not
+	// Requested is what this node asks of pools, with Config.MultiPool only.
+	Requested []ciliumv2.IPAMPoolRequest
 	// Annotations to set; all others stay as they are.
 	Annotations map[string]string
 }
@@ -135,6 +137,7 @@ func (c *Client) publishNode(ctx context.Context, info NodeInfo) error {
 	}
 	if c.pool {
 		want.Spec.IPAM = cur.Spec.IPAM
+		want.Spec.IPAM.Pools.Requested = info.Requested
 	}
 	annotated := cur.Annotations[TunnelAnnotation] == info.Tunnel
 	for k, v := range info.Annotations {
@@ -192,6 +195,7 @@ func ciliumNode(name string, info NodeInfo) *ciliumv2.CiliumNode {
 	for _, p := range info.PodCIDRs {
 		n.Spec.IPAM.PodCIDRs = append(n.Spec.IPAM.PodCIDRs, p.String())
 	}
+	n.Spec.IPAM.Pools.Requested = info.Requested
 	for _, a := range info.HealthIPs {
 		if a.Is4() {
 			n.Spec.HealthAddressing.IPv4 = a.String()

@@ -51,7 +51,7 @@ func NewReflect(client *Client, tables Tables) *Reflect {
 	r := &Reflect{
 		client: client, tables: tables,
 		nodes: &nodeStore{
-			tables: tables, local: client.node, pool: client.pool,
+			tables: tables, local: client.node, pool: client.pool, multi: client.multi,
 			nodes: map[string]*corev1.Node{}, ciliumNodes: map[string]*ciliumv2.CiliumNode{},
 			ownChanged: make(chan struct{}, 1),
 		},

@@ -21,6 +21,7 @@ type nodeStore struct {
 	tables          Tables
 	local           string
 	pool            bool // Config.ClusterPool
+	multi           bool // Config.MultiPool
 	nodesDone       func(statedb.WriteTxn)
 	ciliumNodesDone func(statedb.WriteTxn)
 	ownChanged      chan struct{} // the local CiliumNode changed or went
@@ -131,7 +132,7 @@ func (s ciliumNodeSide) Update(o any) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.ciliumNodes[n.Name] = stripCiliumNode(n)
+	s.ciliumNodes[n.Name] = stripCiliumNode(n, s.multi)
 	if n.Name == s.local {
 		s.notifyOwn()
 	}
@@ -159,7 +160,7 @@ func (s ciliumNodeSide) Replace(list []any, _ string) error {
 	s.ciliumNodes = make(map[string]*ciliumv2.CiliumNode, len(list))
 	for _, o := range list {
 		if n, ok := o.(*ciliumv2.CiliumNode); ok {
-			s.ciliumNodes[n.Name] = stripCiliumNode(n)
+			s.ciliumNodes[n.Name] = stripCiliumNode(n, s.multi)
 			names = append(names, n.Name)
 		}
 	}

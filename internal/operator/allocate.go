@@ -16,6 +16,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	ciliumv2 "github.com/weft-net/weft/api/cilium.io/v2"
 	weftv1 "github.com/weft-net/weft/api/weft.dev/v1alpha1"
 	"github.com/weft-net/weft/internal/config"
 	"github.com/weft-net/weft/internal/ipam/pool"
@@ -143,6 +144,8 @@ type change struct {
 	cidrs   []string // what spec.ipam.podCIDRs is to be, nil to leave it
 	text    *string  // what the operator's error is to be, nil to leave it
 	restore bool     // somebody changed what was written
+	// allocated is what spec.ipam.pools.allocated is to be, nil to leave it.
+	allocated *[]ciliumv2.IPAMPoolAllocation
 }
 
 // tell writes to the CiliumNodes what the ledger says, each that differs once.
@@ -239,6 +242,14 @@ func (a *allocator) write(ctx context.Context, c change) error {
 					cn.Name, strings.Join(cn.PodCIDRs, ", "), weftv1.DefaultPool, strings.Join(c.cidrs, ", ")),
 			})
 		}
+		cn = next
+	}
+	if c.allocated != nil {
+		next, err := a.cache.SetAllocated(ctx, cn, *c.allocated)
+		if err != nil {
+			return err
+		}
+		a.report.log.Info("node has ranges of pools", "node", cn.Name, "pools", *c.allocated)
 		cn = next
 	}
 	if c.text == nil {

@@ -224,11 +224,16 @@ func (w *worker) work(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	if cfg.IPAM != config.IPAMClusterPool {
+	var out outcome
+	switch cfg.IPAM {
+	case config.IPAMClusterPool:
+		out, err = w.allocate.round(ctx, cfg)
+	case config.IPAMMultiPool:
+		out, err = w.allocate.pools(ctx, cfg)
+	default:
 		w.note(nil)
 		return w.until(due), nil
 	}
-	out, err := w.allocate.round(ctx, cfg)
 	if err != nil {
 		return 0, err
 	}

@@ -9,7 +9,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
-	weftv1 "github.com/weft-net/weft/api/weft.dev/v1alpha1"
 	"github.com/weft-net/weft/internal/ipam/pool"
 )
 
@@ -67,27 +66,28 @@ func newStats(version string, leads, valid func() bool) (*stats, error) {
 
 // planned shows what a plan came to.
 func (s *stats) planned(in pool.Inputs, l pool.Ledger, results []pool.Result) {
+	name := in.Pool.Name
 	v4, v6 := pool.Forecast(l, in)
 	for family, u := range map[string]pool.Usage{"ipv4": v4, "ipv6": v6} {
 		for state, n := range map[string]uint64{
 			"held": u.Held, "quarantined": u.Quarantined, "blocked": u.Blocked, "free": u.Free,
 		} {
 			if u.Total == 0 && u.Outside == 0 {
-				s.blocks.DeleteLabelValues(weftv1.DefaultPool, family, state)
+				s.blocks.DeleteLabelValues(name, family, state)
 				continue
 			}
-			s.blocks.WithLabelValues(weftv1.DefaultPool, family, state).Set(float64(n))
+			s.blocks.WithLabelValues(name, family, state).Set(float64(n))
 		}
 		if u.Exhausted > 0 {
-			s.exhausted.WithLabelValues(weftv1.DefaultPool, family).Set(u.Exhausted.Seconds())
+			s.exhausted.WithLabelValues(name, family).Set(u.Exhausted.Seconds())
 		} else {
-			s.exhausted.DeleteLabelValues(weftv1.DefaultPool, family)
+			s.exhausted.DeleteLabelValues(name, family)
 		}
 	}
-	s.refused.Reset()
+	s.refused.DeletePartialMatch(prometheus.Labels{"pool": name})
 	for _, r := range results {
 		for _, e := range r.Refused {
-			s.refused.WithLabelValues(weftv1.DefaultPool, familyOf(e.V6), reason(e)).Inc()
+			s.refused.WithLabelValues(name, familyOf(e.V6), reason(e)).Inc()
 		}
 	}
 }

@@ -30,6 +30,7 @@ type view struct {
 	ranges kube.Ranges
 	cfg    *config.Operator
 	ledger pool.Ledger
+	pool   string // of named ones, else empty
 	now    time.Time
 }
 
@@ -217,8 +218,12 @@ func (v *view) seen() (uint64, string) {
 		if n := v.node(cn); n != nil && !n.Silent.IsZero() && v.now.Sub(n.Silent) > silence {
 			continue
 		}
-		if cn.Owned && cn.Published && (cn.Seen < least || (cn.Seen == least && name < who)) {
-			least, who = cn.Seen, name
+		seen := cn.Seen
+		if v.pool != "" {
+			seen = cn.Pools.Seen[v.pool]
+		}
+		if cn.Owned && cn.Published && (seen < least || (seen == least && name < who)) {
+			least, who = seen, name
 		}
 	}
 	return least, who

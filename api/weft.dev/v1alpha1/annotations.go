@@ -11,6 +11,12 @@ const (
 	// which the agent has verified that neither its routes nor its ipcache hold a
 	// quarantined range.
 	ReleaseSeenAnnotation = "weft.dev/release-seen"
+	// ReleaseSeenPoolsAnnotation is ReleaseSeenAnnotation for each pool of IPAM
+	// mode multi-pool: a JSON object of numbers.
+	ReleaseSeenPoolsAnnotation = "weft.dev/release-seen-pools"
+	// GiveBackAnnotation holds a JSON list of ranges that the node has stopped to
+	// use and gives back, in IPAM mode multi-pool.
+	GiveBackAnnotation = "weft.dev/give-back"
 )
 
 // ReleaseSeqAnnotation repeats spec.seq on a PodCIDRLedger, in decimal: an

@@ -4,6 +4,7 @@ package kube
 
 import (
 	"encoding/json"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -43,6 +44,40 @@ type CiliumNode struct {
 	Routes    []weftv1.NodeRoute
 	Seen      uint64 // the highest release that the agent is done with
 	Error     string // status.ipam.operator-status.error
+	Pools     NodePools
+}
+
+// NodePools is what a CiliumNode says of named pools.
+type NodePools struct {
+	Requested []ciliumv2.IPAMPoolRequest
+	Allocated []ciliumv2.IPAMPoolAllocation
+	GiveBack  []netip.Prefix
+	Seen      map[string]uint64 // by pool, the highest release that the agent is done with
+}
+
+func (p *NodePools) same(o *NodePools) bool {
+	return slices.Equal(p.Requested, o.Requested) && slices.Equal(p.GiveBack, o.GiveBack) && maps.Equal(p.Seen, o.Seen) && SameAllocated(p.Allocated, o.Allocated)
+}
+
+// SameAllocated compares what a node has from pools.
+func SameAllocated(a, b []ciliumv2.IPAMPoolAllocation) bool {
+	return slices.EqualFunc(a, b, func(x, y ciliumv2.IPAMPoolAllocation) bool { return x.Pool == y.Pool && slices.Equal(x.CIDRs, y.CIDRs) })
+}
+
+func cutPools(n *ciliumv2.CiliumNode) NodePools {
+	p := NodePools{Requested: n.Spec.IPAM.Pools.Requested, Allocated: n.Spec.IPAM.Pools.Allocated}
+	var back []string
+	if json.Unmarshal([]byte(n.Annotations[weftv1.GiveBackAnnotation]), &back) == nil {
+		for _, s := range back {
+			if r, err := netip.ParsePrefix(s); err == nil {
+				p.GiveBack = append(p.GiveBack, r.Masked())
+			}
+		}
+	}
+	if json.Unmarshal([]byte(n.Annotations[weftv1.ReleaseSeenPoolsAnnotation]), &p.Seen) != nil {
+		p.Seen = nil
+	}
+	return p
 }
 
 func (n *Node) key() string           { return n.Name }
@@ -57,7 +92,7 @@ func (n *Node) same(o *Node) bool {
 
 func (n *CiliumNode) same(o *CiliumNode) bool {
 	return n.UID == o.UID && n.Owned == o.Owned && n.NodeUID == o.NodeUID && n.Published == o.Published && n.Seen == o.Seen &&
-		n.Error == o.Error && slices.Equal(n.Addrs, o.Addrs) && slices.Equal(n.PodCIDRs, o.PodCIDRs) && slices.Equal(n.Routes, o.Routes)
+		n.Error == o.Error && slices.Equal(n.Addrs, o.Addrs) && slices.Equal(n.PodCIDRs, o.PodCIDRs) && slices.Equal(n.Routes, o.Routes) && n.Pools.same(&o.Pools)
 }
 
 func cutNode(o any) *Node {
@@ -93,6 +128,7 @@ func cutCiliumNode(o any) *CiliumNode {
 		Name: n.Name, UID: string(n.UID), Version: n.ResourceVersion, Created: n.CreationTimestamp.Time,
 		Owned: owned(n.Labels), PodCIDRs: n.Spec.IPAM.PodCIDRs, Error: n.Status.IPAM.OperatorStatus.Error,
 	}
+	out.Pools = cutPools(n)
 	for _, r := range n.OwnerReferences {
 		if r.Kind == "Node" {
 			out.NodeUID = string(r.UID)

@@ -23,6 +23,15 @@ func (c *Cache) SetPodCIDRs(ctx context.Context, n *CiliumNode, cidrs []string) 
 	return c.patch(ctx, n, "", map[string]any{"spec": map[string]any{"ipam": map[string]any{"podCIDRs": cidrs}}})
 }
 
+// SetAllocated writes what a node has from pools, as SetPodCIDRs does.
+func (c *Cache) SetAllocated(ctx context.Context, n *CiliumNode, have []ciliumv2.IPAMPoolAllocation) (*CiliumNode, error) {
+	var value any // null removes the field
+	if len(have) > 0 {
+		value = have
+	}
+	return c.patch(ctx, n, "", map[string]any{"spec": map[string]any{"ipam": map[string]any{"pools": map[string]any{"allocated": value}}}})
+}
+
 // SetError writes the operator's word on a node's addresses; "" takes it back.
 func (c *Cache) SetError(ctx context.Context, n *CiliumNode, text string) (*CiliumNode, error) {
 	var value any // null removes the field

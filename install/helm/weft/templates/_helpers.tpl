@@ -82,6 +82,7 @@ tunnel-port: {{ .Values.tunnelPort | int | default 8472 | quote }}
 underlay-protocol: {{ .Values.underlayProtocol | quote }}
 auto-direct-node-routes: {{ .Values.autoDirectNodeRoutes | quote }}
 ipam: {{ .Values.ipam.mode | quote }}
+ipam-multi-pool-pre-allocation: {{ .Values.ipam.multiPoolPreAllocation | quote }}
 {{- with .Values.ipam.operator }}
 cluster-pool-ipv4-cidr: {{ include "weft.words" .clusterPoolIPv4PodCIDRList | quote }}
 cluster-pool-ipv4-mask-size: {{ .clusterPoolIPv4MaskSize | int | quote }}
