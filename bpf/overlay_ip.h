@@ -169,9 +169,12 @@ static __always_inline int F(judge_to_overlay)(struct __sk_buff *skb, struct F(j
 		r->src_identity = identity = row->identity;
 		code = F(track_to_overlay)(j, cfg, src, dst, row, r);
 	}
-	if (code == VERDICT_STACK && set_tunnel(skb, cfg, &node, identity, F(dscp)(&j->k)))
+	if (code != VERDICT_STACK)
+		return code;
+	if (set_tunnel(skb, cfg, &node, identity, F(dscp)(&j->k)))
 		return DROP_REDIRECT_FAILED;
-	return code;
+	skb->mark = MARK_FAST; /* the outer packet has it too: to_net need not look at it */
+	return VERDICT_STACK;
 }
 
 static __noinline int F(to_overlay_ip)(struct __sk_buff *skb)
