@@ -121,8 +121,13 @@ static __always_inline int F(encapsulate)(struct __sk_buff *skb, const struct F(
 					  const struct weft_config *cfg, const struct weft_ipcache *who,
 					  struct report *r, bool hop)
 {
-	if (wire_len(skb, &k->p) > cfg->tunnel_mtu)
-		return F(too_big)(k, cfg->tunnel_mtu, r);
+	if (wire_len(skb, &k->p) > cfg->tunnel_mtu) {
+		/* The stack would send it to a node without the overlay, and not cut it up. */
+		if (who->kind != KIND_NODE)
+			return F(too_big)(k, cfg->tunnel_mtu, r);
+		r->mtu = cfg->tunnel_mtu;
+		return DROP_TOO_BIG;
+	}
 	if (hop && F(decrement_ttl)(skb, k))
 		return DROP_REDIRECT_FAILED;
 	if (set_tunnel(skb, cfg, &who->tunnel, r->src_identity, F(dscp)(k)))
