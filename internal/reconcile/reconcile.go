@@ -229,6 +229,7 @@ func (l *Loop[Obj]) write(ctx context.Context) {
 
 func (l *Loop[Obj]) attempt(ctx context.Context, key string) {
 	r := l.rows[key]
+	delete(l.retry, key) // a resync may come before its time
 	if r.deleted {
 		last := r.want
 		if r.had {

@@ -143,3 +143,41 @@ func TestBackoff(t *testing.T) {
 		<-done
 	})
 }
+
+// Guards against a row that a resync writes before its retry is due, and that the
+// loop goes on to call failing, or trips over.
+func TestResyncEndsFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		db, tbl := newTable(t)
+		f := &fake{held: map[netip.Prefix]string{}, fail: errors.New("no")}
+		l, err := reconcile.New(reconcile.Config[*table.IPCache]{
+			Name: "test", DB: db, Table: tbl, Target: f, Log: slog.New(slog.DiscardHandler),
+			Backoff: reconcile.Backoff{Min: time.Minute, Max: time.Minute},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); _ = l.Run(ctx) }()
+		txn := db.WriteTxn(tbl)
+		if _, _, err := tbl.Insert(txn, row(1, 1)); err != nil {
+			t.Error(err)
+		}
+		txn.Commit()
+		synctest.Wait()
+		if s := l.Status(); s.Failing != 1 || s.LastError != "no" {
+			t.Errorf("while it fails: %+v", s)
+		}
+		f.mu.Lock()
+		f.fail = nil
+		f.mu.Unlock()
+		l.Resync()
+		synctest.Wait()
+		if s := l.Status(); s.Failing != 0 || s.LastError != "" {
+			t.Errorf("after it went well: %+v", s)
+		}
+		cancel()
+		<-done
+	})
+}
