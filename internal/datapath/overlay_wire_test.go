@@ -105,7 +105,7 @@ func capture(t *testing.T, s *space, dev string) func() []outer {
 func TestOverlayOuterHeaders(t *testing.T) {
 	eachUnderlay(t, func(t *testing.T, c *overlayCluster) {
 		n1, n2 := c.nodes[0], c.nodes[1]
-		const tos = 46<<2 | 2 // EF, ECT(0)
+		const tos = 46<<2 | 2 // a class of its own, and able to hear of congestion
 		for _, fam := range families {
 			dst := ap(n2.pods[0].addr.of(fam), 7000)
 			echoUDP(t, n2.pods[0].space, dst)
