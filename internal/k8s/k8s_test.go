@@ -196,6 +196,8 @@ func TestAgainstAPIServer(t *testing.T) {
 	t.Run("a running Cilium is found", func(t *testing.T) { testFindCilium(t, f) })
 	t.Run("events", func(t *testing.T) { testEvents(t, f) })
 	t.Run("ledger", func(t *testing.T) { testLedger(t, f) })
+	t.Run("ledgers", func(t *testing.T) { testLedgers(t, f) })
+	t.Run("choice of pools", func(t *testing.T) { testPoolChoice(t, f) })
 	t.Run("the server goes away and comes back", func(t *testing.T) { testOutage(t, f) })
 	t.Run("pods that are gone", func(t *testing.T) { testPodGone(t, f) })
 }

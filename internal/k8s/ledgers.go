@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	ciliumv2alpha1 "github.com/weft-net/weft/api/cilium.io/v2alpha1"
@@ -97,7 +98,8 @@ func markOf(marks []LedgerMark) (LedgerMark, error) {
 }
 
 // PoolChoice reads which pools a pod chooses: by its own annotations, or else by
-// those of its namespace; "" where neither says anything.
+// those of its namespace; "" where neither says anything. A pod that the API server
+// does not know chooses nothing itself.
 func (c *Client) PoolChoice(ctx context.Context, namespace, pod string) (v4, v6 string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -105,6 +107,9 @@ func (c *Client) PoolChoice(ctx context.Context, namespace, pod string) (v4, v6 
 		var m metav1.PartialObjectMetadata
 		err := c.core.Get().NamespaceIfScoped(ns, ns != "").Resource(resource).Name(name).
 			SetHeader("Accept", "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1").Do(ctx).Into(&m)
+		if apierrors.IsNotFound(err) {
+			return nil, nil // of a file on the node, and not shown at the API server yet
+		}
 		c.conn.note(resource, err)
 		return m.Annotations, wrap(err, "get %s %s/%s", resource, ns, name)
 	}
