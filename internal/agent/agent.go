@@ -246,14 +246,15 @@ func (a *Agent) newDatapath(ctx context.Context) (err error) {
 		return err
 	}
 	_ = a.devices.Set(devs) // shown by the component Datapath, and tried again
+	// Before the overlay: what it changes is configured together with this.
+	a.masq = newMasquerader(a.cfg, a.dp.Maps().NAT, reservation{a.links, a.opts.Paths.reserved()}, a.opts.Paths.MasqAgent, a.log)
+	a.masq.Set(a.enabled(a.mem.Addrs), devs)
 	if err := a.newOverlay(); err != nil {
 		return err
 	}
 	if len(a.mem.Addrs) > 0 {
 		_ = a.overlay.check() // shown by the component Routing, and tried again
 	}
-	a.masq = newMasquerader(a.cfg, a.dp.Maps().NAT, reservation{a.links, a.opts.Paths.reserved()}, a.opts.Paths.MasqAgent, a.log)
-	a.masq.Set(a.enabled(a.mem.Addrs), devs)
 	if err := a.configure(a.mem.Addrs); err != nil {
 		return err
 	}
