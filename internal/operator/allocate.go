@@ -219,9 +219,11 @@ func (a *allocator) apply(ctx context.Context, changes []change) (retry bool, er
 		})
 	}
 	err = g.Wait()
+	now := a.now()
+	maps.DeleteFunc(a.told, func(_ string, at time.Time) bool { return now.Sub(at) >= errorAgain })
 	for _, c := range changes {
 		if c.text != nil {
-			a.told[c.node.Name] = a.now()
+			a.told[c.node.Name] = now
 		}
 	}
 	return slices.Contains(overtaken, true), err

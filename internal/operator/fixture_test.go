@@ -130,7 +130,7 @@ func (c *cluster) operator(cfg operatorConfig) *process {
 	}
 	o, err := newOperator(Options{
 		ConfigDir: p.dir, CredentialsDir: c.CredentialsDir, Namespace: "kube-system", Identity: cfg.name, Version: "test", Log: log,
-		Terms: kube.Terms{Lease: 3 * time.Second, Renew: 2 * time.Second, Retry: 200 * time.Millisecond}, Wrap: cfg.wrap,
+		Terms: kube.Terms{Lease: 12 * time.Second, Renew: 10 * time.Second, Retry: 200 * time.Millisecond}, Wrap: cfg.wrap,
 	})
 	if err != nil {
 		c.t.Fatal(err)
