@@ -210,7 +210,7 @@ func (a *Agent) followRoutes(ctx context.Context) error {
 		case <-changed:
 		}
 		a.derive.Refresh()
-		a.refreshNodeRoutes()
+		a.pool.RoutesDue()
 		var desired []*table.Route
 		for r := range a.t.routes.All(a.t.db.ReadTxn()) {
 			desired = append(desired, r)

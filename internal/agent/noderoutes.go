@@ -4,10 +4,12 @@ package agent
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -151,13 +153,40 @@ func boolCompare(x, y bool) int {
 	return 1
 }
 
-// refreshNodeRoutes brings what the operator sees of this node's routes up to date.
-func (a *Agent) refreshNodeRoutes() {
-	if a.pool == nil {
+// routesPause is how long the node's routes are left alone after a look at them:
+// one that comes and goes must not make a write each time.
+const routesPause = 5 * time.Second
+
+// RoutesDue says that the node's routes may have changed.
+func (p *poolNode) RoutesDue() {
+	if p == nil {
 		return
 	}
-	if err := a.readNodeRoutes(); err != nil {
-		a.log.Warn("routes of the node cannot be read", "error", err)
+	select {
+	case p.due <- struct{}{}:
+	default:
+	}
+}
+
+// followNodeRoutes keeps what the operator sees of this node's routes up to date.
+func (a *Agent) followNodeRoutes(ctx context.Context) error {
+	if a.pool == nil {
+		return nil
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.pool.due:
+		}
+		if err := a.readNodeRoutes(); err != nil {
+			a.log.Warn("routes of the node cannot be read", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(routesPause):
+		}
 	}
 }
 

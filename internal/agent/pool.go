@@ -49,6 +49,7 @@ type poolNode struct {
 	report  func(reason, message string) // an event of this node
 	multi   *multiPool                   // of ipam multi-pool, else nil
 	changed chan struct{}                // there is something to put into effect or to publish
+	due     chan struct{}                // the node's routes may have changed
 
 	mu     sync.Mutex
 	ledger *k8s.Ledger // as read last, nil before
@@ -61,7 +62,7 @@ type poolNode struct {
 }
 
 func newPoolNode(node string, conf config.ClusterPool, fam families, l ledgers, report func(reason, message string), log *slog.Logger) *poolNode {
-	return &poolNode{node: node, conf: conf, fam: fam, ledgers: l, report: report, log: log, changed: make(chan struct{}, 1)}
+	return &poolNode{node: node, conf: conf, fam: fam, ledgers: l, report: report, log: log, changed: make(chan struct{}, 1), due: make(chan struct{}, 1)}
 }
 
 // Changed is ready whenever something is to be put into effect or to be
@@ -174,17 +175,17 @@ func judge(node string, l *k8s.Ledger, claimed, current []netip.Prefix) (use []n
 		if slices.Contains(granted, r) {
 			continue
 		}
-		notes = append(notes, fmt.Sprintf("CiliumNode %s shows %s, which the ledger gives to %s: it is not used; only the operator writes spec.ipam.podCIDRs", node, r, holder(l, r)))
+		notes = append(notes, fmt.Sprintf("CiliumNode %s shows %s, which the ledger gives to %s: it is not used; only the operator writes spec.ipam.podCIDRs", node, r, grantee(l, r)))
 	}
 	for _, r := range current {
 		if !slices.Contains(granted, r) {
-			notes = append(notes, fmt.Sprintf("the ledger gives %s no longer to this node but to %s: pods keep their addresses of it, no new ones are given: delete those pods", r, holder(l, r)))
+			notes = append(notes, fmt.Sprintf("the ledger gives %s no longer to this node but to %s: pods keep their addresses of it, no new ones are given: delete those pods", r, grantee(l, r)))
 		}
 	}
 	return use, notes
 }
 
-func holder(l *k8s.Ledger, r netip.Prefix) string {
+func grantee(l *k8s.Ledger, r netip.Prefix) string {
 	if n := l.Holder(r); n != "" {
 		return "node " + n
 	}
@@ -230,18 +231,19 @@ func (p *poolNode) View(n *table.Node, own []netip.Prefix) *table.Node {
 }
 
 // Look looks whether the ledger has news, and how far its releases are carried
-// out here: held names what of a range this node's kernel still has.
-func (p *poolNode) Look(ctx context.Context, held func(netip.Prefix) (string, error)) {
+// out here: kernel returns what names the part of a range that this node's kernel
+// still has.
+func (p *poolNode) Look(ctx context.Context, kernel func() (holder, error)) {
 	l, current, err := p.recent(ctx)
 	var seen map[string]uint64
 	var holds []string
 	if err == nil {
-		seen, holds, err = carriedOut(l, held)
+		seen, holds, err = carriedOut(l, kernel)
 	}
 	if err == nil && len(holds) > 0 && !current {
 		// What rested may have been given to a peer meanwhile.
 		if l, err = p.fetch(ctx); err == nil {
-			seen, holds, err = carriedOut(l, held)
+			seen, holds, err = carriedOut(l, kernel)
 		}
 	}
 	if err != nil {
@@ -285,18 +287,25 @@ func (p *poolNode) recent(ctx context.Context) (l *k8s.Ledger, current bool, err
 	return l, true, nil
 }
 
+// holder names what of a range something has, "" for nothing.
+type holder func(netip.Prefix) string
+
 // carriedOut returns, by pool, the number of the last release up to which nothing
 // of what was released is held here, and what is held of later ones.
-func carriedOut(l *k8s.Ledger, held func(netip.Prefix) (string, error)) (seen map[string]uint64, holds []string, err error) {
+func carriedOut(l *k8s.Ledger, kernel func() (holder, error)) (seen map[string]uint64, holds []string, err error) {
 	seen = maps.Clone(l.Seqs)
 	if seen == nil {
 		seen = map[string]uint64{weftv1alpha1.DefaultPool: l.Seq}
 	}
+	if len(l.Quarantine) == 0 {
+		return seen, nil, nil
+	}
+	held, err := kernel()
+	if err != nil {
+		return nil, nil, err
+	}
 	for _, q := range l.Quarantine {
-		what, err := held(q.CIDR)
-		if err != nil {
-			return nil, nil, err
-		}
+		what := held(q.CIDR)
 		if what == "" {
 			continue
 		}
@@ -493,8 +502,8 @@ func (a *Agent) followLedger(ctx context.Context) error {
 		}
 	}
 	for {
-		a.refreshNodeRoutes()
-		a.pool.Look(ctx, a.holding)
+		a.pool.RoutesDue()
+		a.pool.Look(ctx, a.inKernel)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -504,27 +513,29 @@ func (a *Agent) followLedger(ctx context.Context) error {
 	}
 }
 
-// holding names what of a range is in this node's kernel: a route of Weft's, or
-// entries of the ipcache maps. It reads the kernel, as what is wanted says
-// nothing of what could not be deleted.
-func (a *Agent) holding(r netip.Prefix) (string, error) {
+// inKernel reads what ranges are in this node's kernel: in routes of Weft's, or
+// in entries of the ipcache maps. What is wanted says nothing of what could not
+// be deleted.
+func (a *Agent) inKernel() (holder, error) {
 	routes, err := a.links.ListRoutes()
 	if err != nil {
-		return "", err
-	}
-	for _, x := range routes {
-		if x.Prefix.Overlaps(r) {
-			return "route " + x.Prefix.String(), nil
-		}
+		return nil, err
 	}
 	rows, err := a.dp.Maps().IPCache.List()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	for _, x := range rows {
-		if x.Prefix.Bits() >= r.Bits() && r.Contains(x.Prefix.Addr()) {
-			return "ipcache entry " + x.Prefix.String() + " (`weft bpf ipcache list`)", nil
+	return func(r netip.Prefix) string {
+		for _, x := range routes {
+			if x.Prefix.Overlaps(r) {
+				return "route " + x.Prefix.String()
+			}
 		}
-	}
-	return "", nil
+		for _, x := range rows {
+			if x.Prefix.Bits() >= r.Bits() && r.Contains(x.Prefix.Addr()) {
+				return "ipcache entry " + x.Prefix.String() + " (`weft bpf ipcache list`)"
+			}
+		}
+		return ""
+	}, nil
 }

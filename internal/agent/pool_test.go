@@ -114,9 +114,8 @@ func TestReleaseSeen(t *testing.T) {
 	paper := &paper{l: ledgerOf("1", 5, nil, k8s.LedgerRelease{CIDR: q1, Node: "n7", Seq: 4}, k8s.LedgerRelease{CIDR: q2, Node: "n8", Seq: 5})}
 	p, _ := poolOn(paper)
 	kernel := map[netip.Prefix]string{q1: "route", q2: "ipcache entry"}
-	held := func(r netip.Prefix) (string, error) { return kernel[r], nil }
 	seen := func() string {
-		p.Look(t.Context(), held)
+		p.Look(t.Context(), func() (holder, error) { return func(r netip.Prefix) string { return kernel[r] }, nil })
 		return p.Annotations()[weftv1alpha1.ReleaseSeenAnnotation]
 	}
 	if got := seen(); got != "3" {
@@ -144,7 +143,7 @@ func TestReleaseSeen(t *testing.T) {
 	}
 	// A kernel that cannot be read confirms nothing.
 	paper.l = ledgerOf("4", 6, nil, k8s.LedgerRelease{CIDR: q2, Node: "n9", Seq: 6})
-	p.Look(t.Context(), func(netip.Prefix) (string, error) { return "", errors.New("no memory") })
+	p.Look(t.Context(), func() (holder, error) { return nil, errors.New("no memory") })
 	if got := p.Annotations()[weftv1alpha1.ReleaseSeenAnnotation]; got != "5" {
 		t.Errorf("with an unreadable kernel: %q, want 5", got)
 	}
@@ -155,7 +154,7 @@ func TestReleaseSeen(t *testing.T) {
 func TestPoolView(t *testing.T) {
 	grants := map[string][]netip.Prefix{"n2": {cidr("10.8.2.0/24")}}
 	p, _ := poolOn(&paper{l: ledgerOf("1", 1, grants)})
-	p.Look(t.Context(), func(netip.Prefix) (string, error) { return "", nil })
+	p.Look(t.Context(), nil)
 	for _, tc := range []struct {
 		node string
 		in   []string

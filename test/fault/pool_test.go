@@ -201,6 +201,9 @@ func (l *poolLab) testRights() {
 		"--as=system:serviceaccount:kube-system:cilium", "--as-user-extra=authentication.kubernetes.io/node-name=n1", "--dry-run=server",
 		"replace", "-f", "-",
 	}
+	if out := l.Kubectl(l.t, "get", "validatingadmissionpolicies", "-o", "jsonpath={.items[*].status}"); strings.Contains(out, "arning") {
+		l.t.Errorf("the API server does not like an admission policy: %s", out)
+	}
 	cn := l.Kubectl(l.t, "get", "ciliumnode", "n1", "-o", "yaml")
 	if _, err := l.Try(cn, labtest.KubectlArgs(as...)...); err != nil {
 		l.t.Errorf("the agent may not write its CiliumNode: %v", err)
