@@ -50,6 +50,7 @@ type poolNode struct {
 	multi   *multiPool                   // of ipam multi-pool, else nil
 	changed chan struct{}                // there is something to put into effect or to publish
 	due     chan struct{}                // the node's routes may have changed
+	news    chan struct{}                // the ledger was read for a claim; its releases are to be looked at
 
 	mu     sync.Mutex
 	ledger *k8s.Ledger // as read last, nil before
@@ -62,7 +63,9 @@ type poolNode struct {
 }
 
 func newPoolNode(node string, conf config.ClusterPool, fam families, l ledgers, report func(reason, message string), log *slog.Logger) *poolNode {
-	return &poolNode{node: node, conf: conf, fam: fam, ledgers: l, report: report, log: log, changed: make(chan struct{}, 1), due: make(chan struct{}, 1)}
+	return &poolNode{
+		node: node, conf: conf, fam: fam, ledgers: l, report: report, log: log, changed: make(chan struct{}, 1), due: make(chan struct{}, 1), news: make(chan struct{}, 1),
+	}
 }
 
 // Changed is ready whenever something is to be put into effect or to be
@@ -142,7 +145,14 @@ func (p *poolNode) read(ctx context.Context, claimed, current []netip.Prefix) (*
 		}
 		return &k8s.Ledger{}, nil
 	}
-	return p.fetch(ctx)
+	l, err := p.fetch(ctx)
+	if err == nil {
+		select {
+		case p.news <- struct{}{}:
+		default:
+		}
+	}
+	return l, err
 }
 
 // fetch reads the whole ledger and keeps it.
@@ -507,6 +517,7 @@ func (a *Agent) followLedger(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-a.pool.news:
 		// Not all agents at one moment.
 		case <-time.After(ledgerEvery - time.Duration(rand.Int64N(int64(ledgerEvery/5)))):
 		}
