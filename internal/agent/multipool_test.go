@@ -162,7 +162,7 @@ func TestSeenByPool(t *testing.T) {
 	if p.multi, err = newMultiPool(config.MultiPool{}, families{v4: true}, chosen{}, p.kick); err != nil {
 		t.Fatal(err)
 	}
-	p.Look(t.Context(), func(netip.Prefix) (string, error) { return "a route", nil })
+	p.Look(t.Context(), func() (holder, error) { return func(netip.Prefix) string { return "a route" }, nil })
 	if got := p.Annotations()[weftv1alpha1.ReleaseSeenPoolsAnnotation]; got != `{"blue":3,"default":5}` {
 		t.Errorf("seen %s", got)
 	}
