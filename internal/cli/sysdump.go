@@ -95,18 +95,19 @@ func (f *fleet) collect(ctx context.Context, ar *archive) error {
 	g.SetLimit(8)
 	ns := f.app.opts.namespace
 	for name, at := range map[string]string{
-		"nodes":           "/api/v1/nodes",
-		"pods":            "/api/v1/namespaces/" + ns + "/pods",
-		"events":          "/api/v1/events?limit=5000",
-		"daemonsets":      "/apis/apps/v1/namespaces/" + ns + "/daemonsets",
-		"services":        "/api/v1/services?limit=5000",
-		"endpointslices":  "/apis/discovery.k8s.io/v1/endpointslices?limit=5000",
-		"ciliumnodes":     "/apis/cilium.io/v2/ciliumnodes",
-		"ciliumendpoints": "/apis/cilium.io/v2/ciliumendpoints?limit=20000",
-		"podcidrledgers":  "/apis/weft.dev/v1alpha1/podcidrledgers",
-		"reservedcidrs":   "/apis/weft.dev/v1alpha1/reservedcidrs",
-		"config":          "/api/v1/namespaces/" + ns + "/configmaps/cilium-config",
-		"version":         "/version",
+		"nodes":            "/api/v1/nodes",
+		"pods":             "/api/v1/namespaces/" + ns + "/pods",
+		"events":           "/api/v1/events?limit=5000",
+		"daemonsets":       "/apis/apps/v1/namespaces/" + ns + "/daemonsets",
+		"services":         "/api/v1/services?limit=5000",
+		"endpointslices":   "/apis/discovery.k8s.io/v1/endpointslices?limit=5000",
+		"ciliumnodes":      "/apis/cilium.io/v2/ciliumnodes",
+		"ciliumendpoints":  "/apis/cilium.io/v2/ciliumendpoints?limit=20000",
+		"podcidrledgers":   "/apis/weft.dev/v1alpha1/podcidrledgers",
+		"reservedcidrs":    "/apis/weft.dev/v1alpha1/reservedcidrs",
+		"ciliumpodippools": "/apis/cilium.io/v2alpha1/ciliumpodippools",
+		"config":           "/api/v1/namespaces/" + ns + "/configmaps/cilium-config",
+		"version":          "/version",
 	} {
 		g.Go(func() error {
 			b, err := f.api.Raw(ctx, at, maxItem)

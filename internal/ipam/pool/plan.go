@@ -24,7 +24,7 @@ const (
 // Plan returns the ledger that follows from l: blocks of nodes that are not
 // living are released, quarantines that are over are ended, and living nodes
 // get what they want, lowest name first. The list of living nodes must be
-// complete. Results are in the order of node names; findings hold those of
+// complete and no older than the ledger: who is not in it has gone. Results are in the order of node names; findings hold those of
 // [Validate] too. Plan is deterministic and changes none of its arguments.
 //
 // The caller writes the ledger by compare-and-swap, if it is not Equal to l,
