@@ -63,7 +63,7 @@ const crds = "../../install/helm/weft/crds"
 // fresh is a cluster that has nothing of the tests before this one.
 func fresh(t *testing.T, s *apiservertest.Server) *cluster {
 	t.Helper()
-	for _, path := range []string{nodesPath, ciliumNodesPath, ledgersPath, reservedPath, "/api/v1/namespaces/default/events", "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"} {
+	for _, path := range []string{nodesPath, ciliumNodesPath, ledgersPath, reservedPath, poolsPath, "/api/v1/namespaces/default/events", "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"} {
 		if code, b := s.Call(t, http.MethodDelete, path, nil); code != http.StatusOK && code != http.StatusNotFound {
 			t.Fatalf("delete %s: %d: %s", path, code, b)
 		}

@@ -345,7 +345,7 @@ func testElection(t *testing.T, c *cluster) {
 // Fault: the chart's roles lack what the operator needs in a mode; it would show
 // in a cluster only.
 func testRoles(t *testing.T, c *cluster) {
-	for mode, settings := range map[string]map[string]string{"kubernetes": {"nodes-gc-interval": "1s"}, "cluster-pool": pool24("10.10.0.0/23")} {
+	for mode, settings := range map[string]map[string]string{"kubernetes": {"nodes-gc-interval": "1s"}, "cluster-pool": pool24("10.10.0.0/23"), "multi-pool": {"ipam": "multi-pool", "nodes-gc-interval": "1s"}} {
 		t.Run(mode, func(t *testing.T) {
 			c := fresh(t, c.Server)
 			c.applyRoles(mode)
@@ -365,6 +365,11 @@ func testRoles(t *testing.T, c *cluster) {
 			})
 			for _, n := range []string{"n1", "n2", "n3"} {
 				c.join(n, "192.168.0.1")
+			}
+			if mode == "multi-pool" {
+				c.pool("default", "10.10.0.0/23", 24)
+				c.ask("n1", map[string]int{"default": 1}, nil)
+				c.waitPools("n1", "default[10.10.0.0/24]")
 			}
 			if mode == "cluster-pool" {
 				c.waitRanges("n1")
