@@ -29,7 +29,9 @@ func (l *loopCluster) Get(ctx context.Context, path string, out any) error {
 			{"metadata":{"name":"n1"},"spec":{"podCIDRs":["10.0.1.0/24"]},"status":{"addresses":[{"type":"InternalIP","address":"` + l.node1 + `"}]}},
 			{"metadata":{"name":"n2"},"spec":{"podCIDRs":["10.0.2.0/24"]},"status":{"addresses":[{"type":"InternalIP","address":"127.0.0.3"}]}}]}`
 	case "/api/v1/namespaces/weft/configmaps/cilium-config":
-		text = `{"data":{"routing-mode":"native","enable-bpf-masquerade":"true","enable-ipv4-masquerade":"true"}}`
+		text = `{"data":{"routing-mode":"native","enable-bpf-masquerade":"true","enable-ipv4-masquerade":"true","enable-ip-masq-agent":"true"}}`
+	case "/api/v1/namespaces/weft/configmaps/ip-masq-agent":
+		text = `{"data":{"config":"nonMasqueradeCIDRs: [192.0.2.0/24]\nmasqLinkLocal: true\nmasqLinkLocalIPv6: true\n"}}`
 	default:
 		return l.liveCluster.Get(ctx, path, out)
 	}
@@ -84,7 +86,7 @@ func TestFromOutside(t *testing.T) {
 	if serr := <-ended; err != nil || serr != nil {
 		t.Fatal(err, serr)
 	}
-	if got := rep.Network.String(); got != "native routing, masquerade of IPv4 only" {
+	if got := rep.Network.String(); got != "native routing, masquerade of IPv4 only, but not to 192.0.2.0/24" {
 		t.Error(got)
 	}
 	ran := 0

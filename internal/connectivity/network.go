@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	v2 "github.com/weft-net/weft/api/cilium.io/v2"
+	"github.com/weft-net/weft/internal/masquerade"
 )
 
 // Network is how the cluster's network is set up, as far as it decides what has
@@ -19,7 +20,7 @@ type Network struct {
 	Routing    string          `json:"routing"`               // native, VXLAN, or unknown
 	Masquerade map[Family]bool `json:"masquerade"`            // what pods send outside carries the node's address
 	Exempt     []netip.Prefix  `json:"exempt,omitempty"`      // destinations that are not masqueraded
-	Agent      bool            `json:"ipMasqAgent,omitempty"` // further destinations come from ip-masq-agent's settings
+	Agent      bool            `json:"ipMasqAgent,omitempty"` // further destinations come from ip-masq-agent's settings, which are not known here
 	Why        string          `json:"why,omitempty"`         // why it is unknown
 }
 
@@ -31,6 +32,9 @@ func (n Network) Tunnels() bool { return n.Routing == vxlan }
 
 // settingsMap holds the agents' settings.
 const settingsMap = "cilium-config"
+
+// agentMap holds ip-masq-agent's settings.
+const agentMap = "ip-masq-agent"
 
 // NetworkOf reads the agents' settings, as they stand in the ConfigMap.
 func NetworkOf(settings map[string]string) Network {
@@ -69,10 +73,14 @@ func (n Network) String() string {
 	default:
 		words = append(words, "no masquerade")
 	}
+	var exempt []string
 	for _, p := range n.Exempt {
 		if n.Masquerade[familyOf(p.Addr())] {
-			words = append(words, "but not to "+p.String())
+			exempt = append(exempt, p.String())
 		}
+	}
+	if len(exempt) > 0 {
+		words = append(words, "but not to "+strings.Join(exempt, ", "))
 	}
 	if n.Agent {
 		words = append(words, "ip-masq-agent's exceptions")
@@ -91,17 +99,17 @@ func familyOf(a netip.Addr) Family {
 // node, and in words which these are; none if nobody can say.
 func (n Network) source(node *Node, pod Pod, to netip.Addr) ([]netip.Addr, string) {
 	f := familyOf(to)
-	masquerade, why := n.Masquerade[f], "off"
+	on, why := n.Masquerade[f], "off"
 	for _, p := range n.Exempt {
-		if masquerade && p.Contains(to) {
-			masquerade, why = false, "not done to "+p.String()
+		if on && p.Contains(to) {
+			on, why = false, "not done to "+p.String()
 		}
 	}
-	if n.Why != "" || (masquerade && n.Agent) {
+	if n.Why != "" || (on && n.Agent) {
 		return nil, ""
 	}
 	var of []netip.Addr
-	if !masquerade {
+	if !on {
 		for _, a := range pod.Addrs {
 			if f.Is(a) {
 				of = append(of, a)
@@ -130,6 +138,9 @@ func (r *runner) readNetwork(ctx context.Context) error {
 	default:
 		r.topo.Network = NetworkOf(settings.Data)
 	}
+	if err := r.readMasqAgent(ctx); err != nil {
+		return err
+	}
 	var nodes v2.CiliumNodeList
 	if err := r.api.Get(ctx, "/apis/cilium.io/v2/ciliumnodes", &nodes); err != nil {
 		if r.api.Gone(err) {
@@ -143,6 +154,25 @@ func (r *runner) readNetwork(ctx context.Context) error {
 				r.topo.Nodes[i].adopt(&nodes.Items[j].Spec)
 			}
 		}
+	}
+	return nil
+}
+
+// readMasqAgent adds ip-masq-agent's exceptions, where they count. A file that
+// the agents cannot read leaves them with an older one, which nobody knows here.
+func (r *runner) readMasqAgent(ctx context.Context) error {
+	n := &r.topo.Network
+	if !n.Agent {
+		return nil
+	}
+	var m corev1.ConfigMap
+	err := r.api.Get(ctx, "/api/v1/namespaces/"+r.opts.System+"/configmaps/"+agentMap, &m)
+	if err != nil && !r.api.Gone(err) {
+		return err
+	}
+	c, err := masquerade.ParseAgentConfig([]byte(m.Data["config"]))
+	if err == nil {
+		n.Exempt, n.Agent = append(n.Exempt, c.Exclusions()...), false
 	}
 	return nil
 }
