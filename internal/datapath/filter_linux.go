@@ -9,9 +9,11 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/internal/datapath/reason"
+	"github.com/weft-net/weft/internal/datapath/rtnl"
 )
 
 // Filters of clsact carry the programs of pods (decision 0006). Priority 1 runs
@@ -37,30 +39,30 @@ func filterAttrs(ifindex int, h reason.Hook) netlink.FilterAttrs {
 	}
 }
 
-// attachFilter makes a hook run the program. A filter that is there is replaced
-// in place: no packet misses it.
-func attachFilter(ifindex int, h reason.Hook, p *ebpf.Program) error {
-	f := &netlink.BpfFilter{FilterAttrs: filterAttrs(ifindex, h), Fd: p.FD(), Name: filterName(h), DirectAction: true}
-	err := netlink.FilterReplace(f)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) { // no clsact yet
-		if err := addClsact(ifindex); err != nil {
-			return err
-		}
-		err = netlink.FilterReplace(f)
-	}
+// attachFilters makes hooks run their programs, in one request. A filter that is
+// there is replaced in place: no packet misses it.
+func attachFilters(ifindex int, hooks []reason.Hook, programs map[reason.Hook]*ebpf.Program) error {
+	c, err := rtnl.Dial()
 	if err != nil {
-		return fmt.Errorf("filter %s: %w; see `tc filter show` for one of another kind at priority %d", f.Name, err, filterPriority)
+		return err
 	}
-	return nil
-}
-
-func addClsact(ifindex int) error {
-	err := netlink.QdiscAdd(&netlink.GenericQdisc{
-		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
-		QdiscType:  "clsact",
-	})
-	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("qdisc clsact: %w", err)
+	defer c.Close()
+	c.Begin("qdisc clsact", unix.RTM_NEWQDISC, rtnl.New, rtnl.TC(ifindex, netlink.MakeHandle(0xffff, 0), netlink.HANDLE_CLSACT, 0))
+	c.String(nl.TCA_KIND, "clsact")
+	c.Tolerate(unix.EEXIST)
+	for _, h := range hooks {
+		a := filterAttrs(ifindex, h)
+		info := netlink.MakeHandle(a.Priority, nl.Swap16(a.Protocol))
+		c.Begin("filter "+filterName(h), unix.RTM_NEWTFILTER, rtnl.Create, rtnl.TC(ifindex, a.Handle, a.Parent, info))
+		c.String(nl.TCA_KIND, "bpf")
+		options := c.Nest(nl.TCA_OPTIONS)
+		c.Uint32(nl.TCA_BPF_FD, uint32(programs[h].FD()))
+		c.String(nl.TCA_BPF_NAME, filterName(h))
+		c.Uint32(nl.TCA_BPF_FLAGS, nl.TCA_BPF_FLAG_ACT_DIRECT)
+		c.End(options)
+	}
+	if err := c.Commit(); err != nil {
+		return fmt.Errorf("%w; see `tc filter show` for a filter of another kind at priority %d", err, filterPriority)
 	}
 	return nil
 }
@@ -204,7 +206,7 @@ func swapFilters(programs map[reason.Hook]*ebpf.Program) (int, error) {
 			if err != nil || !anyOurs(fs, h) {
 				continue
 			}
-			if err := attachFilter(d.Index, h, programs[h]); err != nil {
+			if err := attachFilters(d.Index, []reason.Hook{h}, programs); err != nil {
 				errs = append(errs, fmt.Errorf("device %s: %w", d.Name, err))
 				continue
 			}

@@ -23,7 +23,9 @@ func indexOf(string) (int, error)            { return 0, errors.ErrUnsupported }
 func removeFilters(int, []reason.Hook) error { return errors.ErrUnsupported }
 func removeAllFilters() error                { return errors.ErrUnsupported }
 
-func attachFilter(int, reason.Hook, *ebpf.Program) error { return errors.ErrUnsupported }
+func attachFilters(int, []reason.Hook, map[reason.Hook]*ebpf.Program) error {
+	return errors.ErrUnsupported
+}
 
 func swapFilters(map[reason.Hook]*ebpf.Program) (int, error) { return 0, errors.ErrUnsupported }
 

@@ -52,22 +52,10 @@ func parseLinkName(name string) (device string, h reason.Hook, ok bool) {
 func (d *Datapath) AttachEndpoint(ifname string, ifindex int) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := checkEthernet(ifindex); err != nil {
-		return fmt.Errorf("attach %s: %w", ifname, err)
-	}
-	if err := d.attachFilters(ifindex, podHooks); err != nil {
+	if err := attachFilters(ifindex, podHooks, d.programs); err != nil {
 		return fmt.Errorf("attach %s: %w", ifname, err)
 	}
 	d.wanted[ifname] = wantedDevice{index: ifindex, hooks: podHooks}
-	return nil
-}
-
-func (d *Datapath) attachFilters(ifindex int, hooks []reason.Hook) error {
-	for _, h := range hooks {
-		if err := attachFilter(ifindex, h, d.programs[h]); err != nil {
-			return err
-		}
-	}
 	return nil
 }
 
@@ -169,7 +157,7 @@ func (d *Datapath) attachDevice(dev Device, hooks []reason.Hook) error {
 	}
 	d.wanted[dev.Name] = wantedDevice{dev.Index, hooks, d.features.tcx}
 	if !d.features.tcx {
-		return d.attachFilters(dev.Index, hooks)
+		return attachFilters(dev.Index, hooks, d.programs)
 	}
 	for _, h := range hooks {
 		if err := d.attach(dev.Name, dev.Index, h); err != nil {

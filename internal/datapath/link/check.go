@@ -129,7 +129,7 @@ func addrsOn(h *netlink.Handle, dev netlink.Link) (map[netip.Addr]bool, error) {
 func checkNeigh(h *netlink.Handle, index int, ip netip.Addr, mac net.HardwareAddr) error {
 	var list []netlink.Neigh
 	err := retryDump(func() (err error) {
-		list, err = h.NeighList(index, family(ip))
+		list, err = h.NeighList(index, int(family(ip)))
 		return err
 	})
 	if err != nil {
@@ -152,7 +152,7 @@ func checkRoute(h *netlink.Handle, index int, dst netip.Prefix, via netip.Addr) 
 	var list []netlink.Route
 	err := retryDump(func() (err error) {
 		filter := &netlink.Route{LinkIndex: index, Dst: ipNet(dst), Table: unix.RT_TABLE_MAIN}
-		list, err = h.RouteListFiltered(family(dst.Addr()), filter, netlink.RT_FILTER_OIF|netlink.RT_FILTER_DST|netlink.RT_FILTER_TABLE)
+		list, err = h.RouteListFiltered(int(family(dst.Addr())), filter, netlink.RT_FILTER_OIF|netlink.RT_FILTER_DST|netlink.RT_FILTER_TABLE)
 		return err
 	})
 	if err != nil {

@@ -7,9 +7,10 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/internal/datapath/rtnl"
 )
 
 // localTimeout bounds the wait for an address to become local.
@@ -19,11 +20,13 @@ const localTimeout = 2 * time.Second
 // route of an IPv6 address from a worker (addrconf_dad_work), without duplicate
 // address detection, too; what arrives before is dropped or sent out again. sub
 // gets the notifications about addresses since before ip was added.
-func waitLocal(h *netlink.Handle, sub *nl.NetlinkSocket, ip netip.Addr) error {
+func waitLocal(c *rtnl.Conn, sub *nl.NetlinkSocket, ip netip.Addr) error {
 	deadline := time.Now().Add(localTimeout)
 	for {
-		rs, err := h.RouteGet(ip.AsSlice())
-		if err == nil && len(rs) == 1 && rs[0].Type == unix.RTN_LOCAL {
+		c.Begin("", unix.RTM_GETROUTE, 0, rtnl.Route(family(ip), ip.BitLen(), 0, 0))
+		c.Attr(unix.RTA_DST, ip.AsSlice())
+		b, err := c.Get()
+		if err == nil && len(b) >= unix.SizeofRtMsg && b[7] == unix.RTN_LOCAL { // rtm_type
 			return nil
 		}
 		left := time.Until(deadline)

@@ -4,20 +4,28 @@ package link
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/internal/datapath/rtnl"
 )
 
 // loopbackIndex is that of lo in every namespace: LOOPBACK_IFINDEX of the
 // kernel's net/net_namespace.h.
 const loopbackIndex = 1
+
+// skipStats leaves the counters out of what the kernel tells about a device:
+// RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h.
+const skipStats = 1 << 3
 
 // Addressing is what a pod's pair carries.
 type Addressing struct {
@@ -78,18 +86,27 @@ func (l *Links) Mend(v Veth, index int, a Addressing) error {
 }
 
 // podIsUp reports whether the pod's end is up and has its addresses.
-func podIsUp(v Veth, index int, a Addressing) (bool, error) {
+func podIsUp(v Veth, index int, a Addressing) (up bool, err error) {
 	ns, err := openNetns(v.Netns)
 	if err != nil {
 		return false, err
 	}
 	defer ns.Close()
-	h, err := podHandle(ns, func(*netlink.Handle) error { return nil })
+	h, err := podHandle(ns, func(*netlink.Handle) error {
+		c, err := rtnl.Dial()
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		end, err := podEnd(c, v, index)
+		up = end.flags&unix.IFF_UP != 0
+		return err
+	})
 	if err != nil {
 		return false, err
 	}
 	defer h.Close()
-	dev, err := podEnd(h, v, index)
+	dev, err := h.LinkByName(v.IfName)
 	if err != nil {
 		return false, err
 	}
@@ -102,24 +119,44 @@ func podIsUp(v Veth, index int, a Addressing) (bool, error) {
 			return false, nil
 		}
 	}
-	return dev.Attrs().Flags&net.FlagUp != 0, nil
+	return up, nil
+}
+
+// end is what the kernel says about the pod's end of a pair.
+type end struct {
+	index int
+	flags uint32
 }
 
 // podEnd returns the pod's end of the pair whose host's end has index. A path
 // like /proc/PID/ns/net leads to another pod's namespace once the number is used
 // again; nothing in there may be touched.
-func podEnd(h *netlink.Handle, v Veth, index int) (netlink.Link, error) {
-	dev, err := h.LinkByName(v.IfName)
+func podEnd(c *rtnl.Conn, v Veth, index int) (end, error) {
+	c.Begin(v.IfName, unix.RTM_GETLINK, 0, rtnl.Link(0, 0, 0))
+	c.String(unix.IFLA_IFNAME, v.IfName)
+	c.Uint32(unix.IFLA_EXT_MASK, skipStats)
+	b, err := c.Get()
 	if err != nil {
-		return nil, err
+		return end{}, err
 	}
-	at := dev.Attrs()
-	if dev.Type() != "veth" || at.ParentIndex != index || !bytes.Equal(at.HardwareAddr, v.MAC) {
-		err := fmt.Errorf("%s there is a %s with MAC %s and peer %d, want MAC %s and peer %d: the path leads to another namespace than it did: delete the pod if it has no network",
-			v.IfName, dev.Type(), at.HardwareAddr, at.ParentIndex, v.MAC, index)
-		return nil, &NetnsError{Path: v.Netns, Err: err}
+	if len(b) < unix.SizeofIfInfomsg {
+		return end{}, fmt.Errorf("%s: answer is cut off", v.IfName)
 	}
-	return dev, nil
+	attrs, err := nl.ParseRouteAttrAsMap(b[unix.SizeofIfInfomsg:])
+	if err != nil {
+		return end{}, fmt.Errorf("%s: %w", v.IfName, err)
+	}
+	mac := net.HardwareAddr(attrs[unix.IFLA_ADDRESS].Value)
+	peer := -1
+	if at := attrs[unix.IFLA_LINK].Value; len(at) == 4 {
+		peer = int(binary.NativeEndian.Uint32(at))
+	}
+	if peer != index || !bytes.Equal(mac, v.MAC) {
+		err := fmt.Errorf("%s there is a device with MAC %s and peer %d, want a veth with MAC %s and peer %d: the path leads to another namespace than it did: delete the pod if it has no network",
+			v.IfName, mac, peer, v.MAC, index)
+		return end{}, &NetnsError{Path: v.Netns, Err: err}
+	}
+	return end{index: int(binary.NativeEndian.Uint32(b[4:])), flags: binary.NativeEndian.Uint32(b[8:])}, nil
 }
 
 // UpHost is the part of Up that concerns the host's end.
@@ -131,11 +168,6 @@ func (l *Links) UpHost(v Veth, index int, a Addressing) error {
 }
 
 func (l *Links) upHost(v Veth, index int, a Addressing) error {
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("netlink socket: %w", err)
-	}
-	defer h.Close()
 	if l.hasIPv6() {
 		// Only proc has these; the kernel default would let a pod's router
 		// advertisement configure the node once forwarding is off.
@@ -143,52 +175,48 @@ func (l *Links) upHost(v Veth, index int, a Addressing) error {
 			return err
 		}
 	}
-	if err := h.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}); err != nil {
-		return fmt.Errorf("bring up: %w", err)
-	}
-	for _, ip := range a.IPs {
-		if err := neigh(h, index, ip, v.MAC); err != nil {
-			return err
-		}
-		if err := l.podRoute(h, index, ip, a.src(ip)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// podRoute adds the host's route to a pod. A source that is not (or no longer)
-// an address of this node would make the kernel refuse; reaching the pod
-// matters more than the preference.
-func (l *Links) podRoute(h *netlink.Handle, index int, ip, src netip.Addr) error {
-	r := &netlink.Route{LinkIndex: index, Dst: hostNet(ip), Protocol: Protocol, Scope: netlink.SCOPE_LINK}
-	if ip.Is6() {
-		r.Scope = netlink.SCOPE_UNIVERSE
-	}
-	if src.IsValid() {
-		r.Src = src.AsSlice()
-	}
-	err := h.RouteReplace(r)
-	if errors.Is(err, unix.EINVAL) && r.Src != nil {
-		l.log.Warn("node address is not on any device, route to pod goes without it as source", "address", src, "pod", ip)
-		r.Src = nil
-		err = h.RouteReplace(r)
-	}
+	c, err := rtnl.Dial()
 	if err != nil {
-		return fmt.Errorf("route to %s: %w", ip, err)
+		return err
 	}
-	return nil
+	defer c.Close()
+	hostBatch(c, v, index, a)
+	err = c.Commit()
+	if errors.Is(err, unix.EINVAL) && len(a.Src) > 0 {
+		// A source that is not (or no longer) an address of this node makes the
+		// kernel refuse; reaching the pod matters more than the preference.
+		l.log.Warn("node address is not on any device, routes to pod go without it as source", "addresses", a.Src, "pod", a.IPs)
+		hostBatch(c, v, index, Addressing{IPs: a.IPs})
+		err = c.Commit()
+	}
+	return err
 }
 
-func neigh(h *netlink.Handle, index int, ip netip.Addr, mac net.HardwareAddr) error {
-	n := &netlink.Neigh{LinkIndex: index, State: netlink.NUD_PERMANENT, IP: ip.AsSlice(), HardwareAddr: mac, Family: family(ip)}
-	if err := h.NeighSet(n); err != nil {
-		return fmt.Errorf("neighbour %s: %w", ip, err)
+// hostBatch brings the host's end up and gives it the way to the pod.
+func hostBatch(c *rtnl.Conn, v Veth, index int, a Addressing) {
+	c.Begin("bring up", unix.RTM_SETLINK, 0, rtnl.Link(index, unix.IFF_UP, unix.IFF_UP))
+	for _, ip := range a.IPs {
+		neigh(c, index, ip, v.MAC)
+		scope := uint8(unix.RT_SCOPE_LINK)
+		if ip.Is6() {
+			scope = unix.RT_SCOPE_UNIVERSE
+		}
+		c.Begin("route to "+ip.String(), unix.RTM_NEWROUTE, rtnl.Replace, rtnl.Route(family(ip), ip.BitLen(), Protocol, scope))
+		c.Attr(unix.RTA_DST, ip.AsSlice())
+		if src := a.src(ip); src.IsValid() {
+			c.Attr(unix.RTA_PREFSRC, src.AsSlice())
+		}
+		c.Uint32(unix.RTA_OIF, uint32(index))
 	}
-	return nil
 }
 
-func family(a netip.Addr) int {
+func neigh(c *rtnl.Conn, index int, ip netip.Addr, mac net.HardwareAddr) {
+	c.Begin("neighbour "+ip.String(), unix.RTM_NEWNEIGH, rtnl.Replace, rtnl.Neigh(family(ip), index, unix.NUD_PERMANENT))
+	c.Attr(unix.NDA_DST, ip.AsSlice())
+	c.Attr(unix.NDA_LLADDR, mac)
+}
+
+func family(a netip.Addr) uint8 {
 	if a.Is4() {
 		return unix.AF_INET
 	}
@@ -201,69 +229,51 @@ func (l *Links) upPod(v Veth, index int, a Addressing) error {
 		return err
 	}
 	defer ns.Close()
-	wants6 := false
-	for _, ip := range a.IPs {
-		wants6 = wants6 || ip.Is6()
-	}
-	var socks podSockets
-	defer socks.close()
-	var dev netlink.Link
-	h, err := podHandle(ns, func(h *netlink.Handle) (err error) {
-		if dev, err = podEnd(h, v, index); err != nil {
-			return err
-		}
-		return socks.open(l, v, wants6)
-	})
+	return inside(ns, func() error { return l.upInside(v, index, a) })
+}
+
+// upInside runs in the pod's namespace.
+func (l *Links) upInside(v Veth, index int, a Addressing) (err error) {
+	c, err := rtnl.Dial()
 	if err != nil {
 		return err
 	}
-	defer h.Close()
-	if err := h.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: loopbackIndex}}); err != nil {
-		return fmt.Errorf("bring loopback up: %w", err)
-	}
-	if err := podConfigure(h, dev, v, a, wants6); err != nil {
+	defer c.Close()
+	s, err := newCarrierSocket()
+	if err != nil {
 		return err
 	}
-	if err := socks.carrier.settle(v.IfName); err != nil {
+	defer s.Close()
+	end, err := podEnd(c, v, index)
+	if err != nil {
+		return err
+	}
+	wants6 := slices.ContainsFunc(a.IPs, netip.Addr.Is6)
+	var added *nl.NetlinkSocket
+	if wants6 {
+		if err := l.podSysctls(v.IfName); err != nil {
+			return err
+		}
+		if added, err = nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV6_IFADDR); err != nil {
+			return fmt.Errorf("netlink socket: %w", err)
+		}
+		defer added.Close()
+	}
+	podBatch(c, end.index, v, a, wants6)
+	if err := c.Commit(); err != nil {
+		return err
+	}
+	if err := s.settle(v.IfName); err != nil {
 		return err
 	}
 	for _, ip := range a.IPs {
 		if ip.Is6() {
-			if err := waitLocal(h, socks.addrs, ip); err != nil {
+			if err := waitLocal(c, added, ip); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
-}
-
-// podSockets are made inside the pod's namespace, in one visit.
-type podSockets struct {
-	carrier carrierSocket
-	addrs   *nl.NetlinkSocket // notifications about IPv6 addresses
-}
-
-func (s *podSockets) open(l *Links, v Veth, wants6 bool) (err error) {
-	s.carrier = -1
-	if wants6 {
-		if err := l.podSysctls(v.IfName); err != nil {
-			return err
-		}
-		if s.addrs, err = nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV6_IFADDR); err != nil {
-			return fmt.Errorf("netlink socket: %w", err)
-		}
-	}
-	s.carrier, err = newCarrierSocket()
-	return err
-}
-
-func (s *podSockets) close() {
-	if s.addrs != nil {
-		s.addrs.Close()
-	}
-	if s.carrier > 0 {
-		_ = s.carrier.Close()
-	}
 }
 
 // podSysctls runs in the pod's namespace, before its device is up. A runtime
@@ -281,61 +291,57 @@ func (l *Links) podSysctls(ifname string) error {
 	return l.write(conf+"accept_ra", "0")
 }
 
-func podConfigure(h *netlink.Handle, dev netlink.Link, v Veth, a Addressing, wants6 bool) error {
-	index := dev.Attrs().Index
-	addrs := make([]netip.Prefix, 0, 3)
-	for _, ip := range a.IPs {
-		addrs = append(addrs, netip.PrefixFrom(ip, ip.BitLen()))
-	}
+// podBatch gives the pod's end what it carries. Addresses come before the device
+// is up, routes after.
+func podBatch(c *rtnl.Conn, index int, v Veth, a Addressing, wants6 bool) {
+	c.Begin("bring loopback up", unix.RTM_SETLINK, 0, rtnl.Link(loopbackIndex, unix.IFF_UP, unix.IFF_UP))
 	if wants6 {
 		// The kernel's own link-local address would be tentative for a second.
-		if err := h.LinkSetIP6AddrGenMode(dev, int(addrGenModeNone)); err != nil {
-			return fmt.Errorf("switch address generation off: %w", err)
-		}
-		addrs = append(addrs, netip.PrefixFrom(linkLocal(v.MAC), 64))
-	}
-	for _, p := range addrs {
-		addr := &netlink.Addr{IPNet: ipNet(p)}
-		if p.Addr().Is6() {
-			addr.Flags = unix.IFA_F_NODAD
-		}
-		if err := h.AddrReplace(dev, addr); err != nil {
-			return fmt.Errorf("address %s: %w", p, err)
-		}
-	}
-	if err := h.LinkSetUp(dev); err != nil {
-		return fmt.Errorf("bring up: %w", err)
+		c.Begin("switch address generation off", unix.RTM_SETLINK, 0, rtnl.Link(index, 0, 0))
+		spec := c.Nest(unix.IFLA_AF_SPEC)
+		inet6 := c.Nest(unix.AF_INET6)
+		c.Attr(inet6AddrGenMode, []byte{addrGenModeNone})
+		c.End(inet6)
+		c.End(spec)
 	}
 	for _, ip := range a.IPs {
-		gw := Gateway(ip)
-		if err := neigh(h, index, gw, v.HostMAC); err != nil {
-			return err
-		}
-		if err := podRoutes(h, index, ip, gw); err != nil {
-			return err
-		}
+		podAddr(c, index, netip.PrefixFrom(ip, ip.BitLen()))
 	}
-	return nil
+	if wants6 {
+		podAddr(c, index, netip.PrefixFrom(linkLocal(v.MAC), 64))
+	}
+	c.Begin("bring up", unix.RTM_SETLINK, 0, rtnl.Link(index, unix.IFF_UP, unix.IFF_UP))
+	for _, ip := range a.IPs {
+		neigh(c, index, Gateway(ip), v.HostMAC)
+		podRoutes(c, index, ip)
+	}
+}
+
+func podAddr(c *rtnl.Conn, index int, p netip.Prefix) {
+	var flags uint8
+	if p.Addr().Is6() {
+		flags = unix.IFA_F_NODAD
+	}
+	c.Begin("address "+p.String(), unix.RTM_NEWADDR, rtnl.Replace, rtnl.Addr(family(p.Addr()), p.Bits(), flags, index))
+	c.Attr(unix.IFA_LOCAL, p.Addr().AsSlice())
+	c.Attr(unix.IFA_ADDRESS, p.Addr().AsSlice())
 }
 
 // podRoutes adds the default route. The IPv4 gateway needs a route of its own;
 // a link-local IPv6 gateway is on the link by nature.
-func podRoutes(h *netlink.Handle, index int, ip, gw netip.Addr) error {
+func podRoutes(c *rtnl.Conn, index int, ip netip.Addr) {
+	gw := Gateway(ip)
+	begin := func(what string, bits int, scope uint8) {
+		c.Begin(what, unix.RTM_NEWROUTE, rtnl.Replace, rtnl.Route(family(ip), bits, unix.RTPROT_BOOT, scope))
+		c.Attr(unix.RTA_PREFSRC, ip.AsSlice())
+		c.Uint32(unix.RTA_OIF, uint32(index))
+	}
 	if ip.Is4() {
-		onLink := &netlink.Route{LinkIndex: index, Dst: hostNet(gw), Scope: netlink.SCOPE_LINK, Src: ip.AsSlice()}
-		if err := h.RouteReplace(onLink); err != nil {
-			return fmt.Errorf("route to %s: %w", gw, err)
-		}
+		begin("route to "+gw.String(), gw.BitLen(), unix.RT_SCOPE_LINK)
+		c.Attr(unix.RTA_DST, gw.AsSlice())
 	}
-	all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-	if ip.Is6() {
-		all = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-	}
-	def := &netlink.Route{LinkIndex: index, Dst: ipNet(all), Gw: gw.AsSlice(), Src: ip.AsSlice()}
-	if err := h.RouteReplace(def); err != nil {
-		return fmt.Errorf("default route through %s: %w", gw, err)
-	}
-	return nil
+	begin("default route through "+gw.String(), 0, unix.RT_SCOPE_UNIVERSE)
+	c.Attr(unix.RTA_GATEWAY, gw.AsSlice())
 }
 
 // linkLocal derives the modified EUI-64 address of a MAC: RFC 4291, appendix A.

@@ -192,7 +192,7 @@ func routesTo(prefix netip.Prefix) ([]netlink.Route, error) {
 	var list []netlink.Route
 	err := retryDump(func() (err error) {
 		filter := &netlink.Route{Dst: ipNet(prefix), Table: unix.RT_TABLE_MAIN}
-		list, err = netlink.RouteListFiltered(family(prefix.Addr()), filter, netlink.RT_FILTER_DST|netlink.RT_FILTER_TABLE)
+		list, err = netlink.RouteListFiltered(int(family(prefix.Addr())), filter, netlink.RT_FILTER_DST|netlink.RT_FILTER_TABLE)
 		return err
 	})
 	return list, err

@@ -11,6 +11,8 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/internal/datapath/rtnl"
 )
 
 // Attributes that package nl does not name: linux/if_link.h, linux/ip.h.
@@ -59,27 +61,31 @@ func (l *Links) Create(v Veth) (int, error) {
 		return 0, err
 	}
 	defer ns.Close()
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	c, err := rtnl.Dial()
 	if err != nil {
-		return 0, fmt.Errorf("netlink socket: %w", err)
+		return 0, fmt.Errorf("link %s: %w", v.HostIfName, err)
 	}
-	defer h.Close()
+	defer c.Close()
 
-	index, err := l.create(h, v, ns)
+	err = l.create(c, v, ns)
 	if errors.Is(err, unix.EEXIST) {
-		if err := l.clear(h, v.HostIfName); err != nil {
+		if err := l.clear(v.HostIfName); err != nil {
 			return 0, err
 		}
-		if index, err = l.create(h, v, ns); errors.Is(err, unix.EEXIST) {
+		if err = l.create(c, v, ns); errors.Is(err, unix.EEXIST) {
 			return 0, fmt.Errorf("link %s in %s: %w", v.IfName, v.Netns, ErrIfNameTaken)
 		}
 	}
 	if err != nil {
 		return 0, fmt.Errorf("link %s (veth to %s in %s): create: %w", v.HostIfName, v.IfName, v.Netns, err)
 	}
-	if err := l.mark(index, v.Alias); err != nil {
-		if old, e := h.LinkByIndex(index); e == nil {
-			err = errors.Join(err, h.LinkDel(old))
+	index, err := indexOf(v.HostIfName)
+	if err == nil {
+		err = l.mark(c, index, v.Alias)
+	}
+	if err != nil {
+		if old, e := netlink.LinkByName(v.HostIfName); e == nil {
+			err = errors.Join(err, netlink.LinkDel(old))
 		}
 		return 0, fmt.Errorf("link %s: set alias and address generation: %w", v.HostIfName, err)
 	}
@@ -87,8 +93,8 @@ func (l *Links) Create(v Veth) (int, error) {
 }
 
 // clear deletes the pair that an operation left under name, if there is one.
-func (l *Links) clear(h *netlink.Handle, name string) error {
-	old, err := h.LinkByName(name)
+func (l *Links) clear(name string) error {
+	old, err := netlink.LinkByName(name)
 	switch {
 	case isGone(err):
 		return nil
@@ -98,45 +104,80 @@ func (l *Links) clear(h *netlink.Handle, name string) error {
 		return fmt.Errorf("link %s: exists and is a %s, which Weft never makes: rename or delete it", name, old.Type())
 	}
 	l.log.Info("replacing a link that an interrupted operation left", "link", name)
-	if err := h.LinkDel(old); err != nil && !isGone(err) {
+	if err := netlink.LinkDel(old); err != nil && !isGone(err) {
 		return fmt.Errorf("link %s: delete what was left of it: %w", name, err)
 	}
 	return nil
 }
 
-func (l *Links) create(h *netlink.Handle, v Veth, ns netns.NsHandle) (int, error) {
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.HardwareAddr = v.HostIfName, v.MTU, v.HostMAC
-	pair := netlink.NewVeth(attrs)
-	// A veth has a queue for each possible CPU unless told otherwise, each an
-	// object in sysfs that takes time to make under the RTNL. Without XDP on the
-	// veth they have no use: it sends without queueing or lock.
-	pair.NumTxQueues, pair.NumRxQueues, pair.PeerNumTxQueues, pair.PeerNumRxQueues = 1, 1, 1, 1
-	pair.PeerName, pair.PeerHardwareAddr, pair.PeerNamespace = v.IfName, v.MAC, netlink.NsFd(ns)
-	if err := h.LinkAdd(pair); err != nil {
-		return 0, err
+// create makes the pair in one message.
+//
+// A veth has a queue for each possible CPU unless told otherwise, each an object
+// in sysfs that takes time to make under the RTNL. Without XDP on the veth they
+// have no use: it sends without queueing or lock.
+func (l *Links) create(c *rtnl.Conn, v Veth, ns netns.NsHandle) error {
+	end := func(name string, mac net.HardwareAddr) {
+		c.String(unix.IFLA_IFNAME, name)
+		c.Uint32(unix.IFLA_MTU, uint32(v.MTU))
+		c.Attr(unix.IFLA_ADDRESS, mac)
+		c.Uint32(unix.IFLA_NUM_TX_QUEUES, 1)
+		c.Uint32(unix.IFLA_NUM_RX_QUEUES, 1)
 	}
-	return pair.Attrs().Index, nil
+	c.Begin("", unix.RTM_NEWLINK, rtnl.New, rtnl.Link(0, 0, 0))
+	end(v.HostIfName, v.HostMAC)
+	info := c.Nest(unix.IFLA_LINKINFO)
+	c.String(nl.IFLA_INFO_KIND, "veth")
+	data := c.Nest(nl.IFLA_INFO_DATA)
+	peer := c.Nest(nl.VETH_INFO_PEER)
+	c.Raw(rtnl.Link(0, 0, 0))
+	end(v.IfName, v.MAC)
+	c.Uint32(unix.IFLA_NET_NS_FD, uint32(ns))
+	c.End(peer)
+	c.End(data)
+	c.End(info)
+	return c.Commit()
 }
 
 // mark sets in one message what a link cannot be created with: its alias, no
 // link-local address of its own, no reverse-path filter, forwarding on.
-func (l *Links) mark(index int, alias string) error {
-	req := linkRequest(unix.RTM_SETLINK, index)
+func (l *Links) mark(c *rtnl.Conn, index int, alias string) error {
 	if len(alias) > maxAlias {
 		alias = alias[:maxAlias]
 	}
-	req.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(alias)))
-	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
-	conf := spec.AddRtAttr(unix.AF_INET, nil).AddRtAttr(inetConf, nil)
-	conf.AddRtAttr(devconfRPFilter, nl.Uint32Attr(0))
-	conf.AddRtAttr(devconfForwarding, nl.Uint32Attr(1))
+	c.Begin("", unix.RTM_SETLINK, 0, rtnl.Link(index, 0, 0))
+	c.Attr(unix.IFLA_IFALIAS, []byte(alias))
+	spec := c.Nest(unix.IFLA_AF_SPEC)
+	inet := c.Nest(unix.AF_INET)
+	conf := c.Nest(inetConf)
+	c.Uint32(devconfRPFilter, 0)
+	c.Uint32(devconfForwarding, 1)
+	c.End(conf)
+	c.End(inet)
 	if l.hasIPv6() {
-		spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(inet6AddrGenMode, []byte{addrGenModeNone})
+		inet6 := c.Nest(unix.AF_INET6)
+		c.Attr(inet6AddrGenMode, []byte{addrGenModeNone})
+		c.End(inet6)
 	}
-	req.AddData(spec)
-	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
-	return err
+	c.End(spec)
+	return c.Commit()
+}
+
+// indexOf asks for the index of a device with the least that is possible: no
+// lock, no dump.
+func indexOf(name string) (int, error) {
+	s, err := newCarrierSocket()
+	if err != nil {
+		return 0, err
+	}
+	defer s.Close()
+	req, err := unix.NewIfreq(name)
+	if err != nil {
+		return 0, err
+	}
+	if err := unix.IoctlIfreq(int(s), unix.SIOCGIFINDEX, req); err != nil {
+		return 0, fmt.Errorf("index: %w", err)
+	}
+	return int(req.Uint32()), nil
 }
 
 func linkRequest(proto, index int) *nl.NetlinkRequest {
