@@ -122,6 +122,7 @@ test-e2e-upstream: image $(TOOLS)/helm ## Kubernetes' own [sig-network] [Conform
 .PHONY: bench-cni
 bench-cni: build ## CNI latency and agent memory, to build/bench/cni.json
 	@mkdir -p build/bench
+	go build -trimpath -ldflags '$(GO_LDFLAGS)' -o build/bench/floor ./test/bench/cni/floor
 	go run ./test/bench/cni -out build/bench/cni.json
 
 .PHONY: bench-ipam

@@ -120,7 +120,7 @@ func agent() (err error) {
 
 // order is what the executing process asks of the agent's.
 type order struct {
-	Ranges int  // give pods 10.244.N.0/24 from now on
+	Ranges bool // give pods another range once all addresses of the last one are free
 	Take   bool // tell the durations noted since the last time
 }
 
@@ -132,7 +132,17 @@ type answer struct {
 	Error            string
 }
 
+func busy(c *clocked) uint64 {
+	st := c.IPAM()
+	n := st.Outside
+	for _, r := range st.Ranges {
+		n += r.Used
+	}
+	return n
+}
+
 func obey(c *clocked) error {
+	turn := 0
 	in, out := json.NewDecoder(os.Stdin), json.NewEncoder(os.Stdout)
 	for {
 		var o order
@@ -145,15 +155,11 @@ func obey(c *clocked) error {
 		if o.Take {
 			a = c.take()
 		}
-		if o.Ranges != 0 {
-			if err := c.SetRanges([]netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", o.Ranges)), ranges[1]}); err != nil {
+		if a.Busy = busy(c); o.Ranges && a.Busy == 0 {
+			turn++
+			if err := c.SetRanges([]netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", turn)), ranges[1]}); err != nil {
 				a.Error = err.Error()
 			}
-		}
-		st := c.IPAM()
-		a.Busy = st.Outside
-		for _, r := range st.Ranges {
-			a.Busy += r.Used
 		}
 		if err := out.Encode(a); err != nil {
 			return err

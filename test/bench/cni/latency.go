@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"time"
 
@@ -72,8 +73,22 @@ func latencies(f figures, pods []pod, plugin string, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	return all(f, r, pods, plugin, o.rounds)
+	all := series{}
+	for range o.rounds {
+		if err := round(all, r, pods, plugin, o); err != nil {
+			return err
+		}
+	}
+	for name, s := range all {
+		f.latency(name, s)
+	}
+	return nil
 }
+
+// series are the samples of all rounds by the figures' names.
+type series map[string]samples
+
+func (s series) add(name string, more samples) { s[name] = append(s[name], more...) }
 
 // awaitAgent returns once the socket answers.
 func awaitAgent(ctx context.Context) error {
@@ -95,19 +110,17 @@ func awaitAgent(ctx context.Context) error {
 	}
 }
 
-// all measures each kind. Pods leave fewer addresses than there are for a round
-// each within the 30 s of rest, so the rounds' ranges rotate.
-func all(f figures, r *remote, pods []pod, plugin string, rounds int) error {
+// round measures each kind once, so that a busy neighbour hits all kinds. Pods
+// leave fewer addresses than there are for a round each within the 30 s of rest,
+// so the ranges rotate.
+func round(all series, r *remote, pods []pod, plugin string, o options) error {
 	exe := func(command string) func(pod) error {
 		return func(p pod) error { return execute(plugin, command, p) }
 	}
 	socket := func(command string) func(pod) error {
-		return func(p pod) error {
-			err := ask(p.request(command))
-			return err
-		}
+		return func(p pod) error { return ask(p.request(command)) }
 	}
-	kinds := []struct {
+	for _, k := range []struct {
 		at, around string // names of figures: at the agent, around the call; empty: not told
 		order      func([]pod, func(pod) error) (samples, error)
 		call       func(string) func(pod) error
@@ -115,50 +128,42 @@ func all(f figures, r *remote, pods []pod, plugin string, rounds int) error {
 		{"cni_%s", "cni_exec_%s", oneByOne, exe},
 		{"cni_%s_burst", "cni_exec_%s_burst", together, exe},
 		{"", "cni_%s_flood", together, socket},
-	}
-	turn := 0
-	for _, k := range kinds {
-		var agentAdd, agentDel, workAdd, workDel, add, del samples
-		for range rounds {
-			turn++
-			if err := settled(r, turn); err != nil {
-				return err
-			}
-			a, err := k.order(pods, k.call("ADD"))
-			if err != nil {
-				return err
-			}
-			d, err := k.order(pods, k.call("DEL"))
-			if err != nil {
-				return err
-			}
-			add, del = append(add, a...), append(del, d...)
-			noted, err := r.order(order{Take: true})
-			if err != nil {
-				return err
-			}
-			agentAdd, agentDel = append(agentAdd, noted.Add...), append(agentDel, noted.Del...)
-			workAdd, workDel = append(workAdd, noted.AddWork...), append(workDel, noted.DelWork...)
+	} {
+		if err := settled(r); err != nil {
+			return err
 		}
-		f.latency(fmt.Sprintf(k.around, "add"), add)
-		f.latency(fmt.Sprintf(k.around, "del"), del)
-		if k.at != "" {
-			f.latency(fmt.Sprintf(k.at, "add"), agentAdd)
-			f.latency(fmt.Sprintf(k.at, "del"), agentDel)
-			f.latency(fmt.Sprintf(k.at, "add")+"_work", workAdd)
-			f.latency(fmt.Sprintf(k.at, "del")+"_work", workDel)
+		for _, command := range []string{"ADD", "DEL"} {
+			s, err := k.order(pods, k.call(command))
+			if err != nil {
+				return err
+			}
+			all.add(fmt.Sprintf(k.around, strings.ToLower(command)), s)
 		}
+		noted, err := r.order(order{Take: true})
+		if err != nil {
+			return err
+		}
+		if k.at == "" {
+			continue
+		}
+		all.add(fmt.Sprintf(k.at, "add"), noted.Add)
+		all.add(fmt.Sprintf(k.at, "del"), noted.Del)
+		all.add(fmt.Sprintf(k.at, "add")+"_work", noted.AddWork)
+		all.add(fmt.Sprintf(k.at, "del")+"_work", noted.DelWork)
 	}
-	return nil
+	if err := settled(r); err != nil {
+		return err
+	}
+	return floors(pods, o.floor, all)
 }
 
 // settled waits until what the last DELs left is cleared up, which would take
 // part in the next figures.
-func settled(r *remote, turn int) error {
+func settled(r *remote) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for deadline := time.Now().Add(20 * time.Second); ; <-tick.C {
-		a, err := r.order(order{Ranges: turn})
+		a, err := r.order(order{Ranges: true})
 		if err != nil || a.Busy == 0 {
 			return err
 		}

@@ -20,6 +20,11 @@
 //	cni_exec_*_burst_ms_*           the same with all plugins at once, on all cores together
 //	cni_*_flood_ms_*                at a client of the socket that sends all requests
 //	                                at one instant: the time of the last is that of all
+//	floor_exec_*                    a program in place of the plugin that only asks
+//	                                a server that answers at once
+//	floor_exec_veth_burst_*         the same all at once, with a server that makes a
+//	                                bare pair of devices for each pod before it answers
+//	floor_veth_flood_*              all requests at one instant, and such a server
 //	agent_rss_mib_*                 resident memory of weft-agent, with no API server
 package main
 
@@ -49,6 +54,7 @@ const (
 type options struct {
 	out    string
 	bin    string // directory of weft-cni and weft-agent
+	floor  string // program of the package floor
 	pods   int
 	rounds int
 }
@@ -57,6 +63,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.out, "out", "build/bench/cni.json", "file to write the figures to")
 	flag.StringVar(&o.bin, "bin", "build/bin", "directory of weft-cni and weft-agent")
+	flag.StringVar(&o.floor, "floor", "build/bench/floor", "the program that is executed in place of the plugin to find the floor")
 	flag.IntVar(&o.pods, "pods", 110, "pods on the node")
 	flag.IntVar(&o.rounds, "rounds", 3, "times that all pods are added and deleted, of each kind")
 	flag.Parse()
@@ -127,6 +134,9 @@ func measure(o options) error {
 	}
 	if _, err := os.Stat(plugin); err != nil {
 		return fmt.Errorf("%w: run make build", err)
+	}
+	if o.floor, err = filepath.Abs(o.floor); err != nil {
+		return err
 	}
 	f := figures{}
 	if err := prepare(); err != nil {

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package main
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/internal/datapath/rtnl"
+)
+
+// The floor: what no plugin written in Go, and no network that gives each pod a
+// veth pair, can be faster than on this machine at this moment. It is measured in
+// between the figures that it is for, so that a busy neighbour hits both.
+const (
+	floorSocket = "/run/floor.sock"
+	floorVeth   = "floor" // prefix of host ends
+	vethPeer    = 1       // VETH_INFO_PEER of linux/veth.h
+)
+
+// floor serves trivial plugins: with veth it makes the pod's pair first, in one
+// message, one pod after the other, as the kernel's lock would have it anyway.
+type floor struct {
+	l    net.Listener
+	mu   sync.Mutex
+	c    *rtnl.Conn
+	wg   sync.WaitGroup
+	n    int
+	veth bool
+}
+
+func newFloor(veth bool) (*floor, error) {
+	l, err := net.Listen("unix", floorSocket)
+	if err != nil {
+		return nil, err
+	}
+	c, err := rtnl.Dial()
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	f := &floor{l: l, c: c, veth: veth}
+	f.wg.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			f.wg.Go(func() { f.serve(conn) })
+		}
+	})
+	return f, nil
+}
+
+func (f *floor) stop() error {
+	err := f.l.Close()
+	f.wg.Wait()
+	return errors.Join(err, f.c.Close())
+}
+
+// serve hangs up without an answer when something is wrong: the client tells.
+func (f *floor) serve(conn net.Conn) {
+	defer conn.Close()
+	b := make([]byte, 256)
+	n, err := conn.Read(b)
+	if err != nil {
+		return
+	}
+	if f.veth {
+		if err := f.attach(string(b[:n])); err != nil {
+			fmt.Fprintln(os.Stderr, "floor:", err)
+			return
+		}
+	}
+	_, _ = conn.Write(b[:1])
+}
+
+func (f *floor) attach(netns string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.n++
+	return bareVeth(f.c, fmt.Sprintf("%s%d", floorVeth, f.n), netns)
+}
+
+// bareVeth makes a pair that nobody could use: no address, no route, down.
+func bareVeth(c *rtnl.Conn, name, netns string) error {
+	ns, err := os.Open(netns)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	c.Begin(name, unix.RTM_NEWLINK, rtnl.New, rtnl.Link(0, 0, 0))
+	end := func(name string) {
+		c.String(unix.IFLA_IFNAME, name)
+		c.Uint32(unix.IFLA_NUM_TX_QUEUES, 1)
+		c.Uint32(unix.IFLA_NUM_RX_QUEUES, 1)
+	}
+	end(name)
+	info := c.Nest(unix.IFLA_LINKINFO)
+	c.String(1, "veth") // IFLA_INFO_KIND
+	data := c.Nest(2)   // IFLA_INFO_DATA
+	peer := c.Nest(vethPeer)
+	c.Raw(rtnl.Link(0, 0, 0))
+	end("eth0")
+	c.Uint32(unix.IFLA_NET_NS_FD, uint32(ns.Fd()))
+	c.End(peer)
+	c.End(data)
+	c.End(info)
+	return c.Commit()
+}
+
+// clear deletes the pairs, in one operation.
+func (f *floor) clear() error {
+	const group = 0xF100
+	ifs, err := net.Interfaces()
+	if err != nil {
+		return err
+	}
+	n := 0
+	for _, i := range ifs {
+		if strings.HasPrefix(i.Name, floorVeth) {
+			n++
+			f.c.Begin(i.Name, unix.RTM_SETLINK, 0, rtnl.Link(i.Index, 0, 0))
+			f.c.Uint32(unix.IFLA_GROUP, group)
+			if err := f.c.Commit(); err != nil {
+				return err
+			}
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	f.c.Begin("delete", unix.RTM_DELLINK, 0, rtnl.Link(0, 0, 0))
+	f.c.Attr(unix.IFLA_GROUP, binary.NativeEndian.AppendUint32(nil, group))
+	return f.c.Commit()
+}
+
+// floors measures one round of each.
+func floors(pods []pod, program string, into series) (err error) {
+	exe := func(p pod) error { return execFloor(program, p) }
+	for _, k := range []struct {
+		name  string
+		veth  bool
+		order func([]pod, func(pod) error) (samples, error)
+		call  func(pod) error
+	}{
+		{"floor_exec", false, oneByOne, exe},
+		{"floor_exec_burst", false, together, exe},
+		{"floor_exec_veth_burst", true, together, exe},
+		{"floor_veth_flood", true, together, askFloor},
+	} {
+		f, err := newFloor(k.veth)
+		if err != nil {
+			return err
+		}
+		s, err := k.order(pods, k.call)
+		if err = errors.Join(err, f.clear(), f.stop()); err != nil {
+			return fmt.Errorf("%s: %w", k.name, err)
+		}
+		into.add(k.name, s)
+	}
+	return nil
+}
+
+func execFloor(program string, p pod) error {
+	cmd := exec.Command(program, floorSocket)
+	cmd.Env = p.environment("ADD")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", p.name, err, out)
+	}
+	return nil
+}
+
+func askFloor(p pod) error {
+	conn, err := net.Dial("unix", floorSocket)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte(p.netns)); err != nil {
+		return err
+	}
+	_, err = io.ReadFull(conn, make([]byte, 1))
+	return err
+}
