@@ -42,6 +42,7 @@ type Manager struct {
 	eps      map[uint16]*table.Endpoint // made, and in the state file
 	retiring map[uint16]*table.Endpoint // deleted, but addresses and ids not free yet
 	encoded  map[*table.Endpoint][]byte // as the state file has them
+	resting  []byte                     // the same of the addresses that rest; nil when more do
 	pins     map[string]string          // link that was retired → its attachment's key
 	nodeIPs  []netip.Addr
 }
@@ -173,20 +174,23 @@ func (m *Manager) find(containerID, ifname string) *table.Endpoint {
 // save writes the state file as things are now.
 func (m *Manager) save() error { return m.state.save(m.snapshot) }
 
-func (m *Manager) snapshot() ([]byte, error) {
-	now := m.p.Settings.Now()
-	resting := slices.DeleteFunc(m.alloc.Resting(), func(r ipam.Released) bool { return now.Sub(r.At) >= ipam.Rest })
+func (m *Manager) snapshot(buf []byte) ([]byte, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.resting == nil {
+		// Those that were allocated or rested long enough since then stay in the
+		// file: Restore knows better.
+		now := m.p.Settings.Now()
+		m.resting = encodeResting(slices.DeleteFunc(m.alloc.Resting(), func(r ipam.Released) bool { return now.Sub(r.At) >= ipam.Rest }))
+	}
 	byID := func(x, y *table.Endpoint) int { return int(x.ID) - int(y.ID) }
 	doc := &stateDoc{
 		Version: stateVersion, Generation: m.ids.generation, LastID: m.ids.last,
 		Endpoints: slices.SortedFunc(maps.Values(m.eps), byID),
 		Retiring:  slices.SortedFunc(maps.Values(m.retiring), byID),
-		Resting:   resting,
 	}
 	fresh := make(map[*table.Endpoint][]byte, len(doc.Endpoints)+len(doc.Retiring))
-	b, err := doc.encode(func(ep *table.Endpoint) ([]byte, error) {
+	b, err := doc.encode(buf, func(ep *table.Endpoint) ([]byte, error) {
 		e, ok := m.encoded[ep] // rows are never changed, only replaced
 		if !ok {
 			var err error
@@ -196,7 +200,7 @@ func (m *Manager) snapshot() ([]byte, error) {
 		}
 		fresh[ep] = e
 		return e, nil
-	})
+	}, m.resting)
 	m.encoded = fresh
 	return b, err
 }

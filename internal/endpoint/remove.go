@@ -212,6 +212,7 @@ func (m *Manager) Reap(ctx context.Context) error {
 		delete(m.retiring, ep.ID)
 		m.ids.free(ep.ID)
 	}
+	m.resting = nil
 	m.mu.Unlock()
 	if err := m.save(); err != nil {
 		m.log.Error("addresses are free, but the state file does not say so", "error", err)

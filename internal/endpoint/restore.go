@@ -163,6 +163,9 @@ func (m *Manager) adopt(doc *stateDoc, f *found) {
 		m.clear(ep)
 	}
 	m.alloc.RestoreResting(doc.Resting)
+	m.mu.Lock()
+	m.resting = nil
+	m.mu.Unlock()
 }
 
 // take puts an endpoint of the state to the living or to the retiring.

@@ -54,10 +54,11 @@ type stateFile struct {
 	wanted uint64 // tickets drawn
 	write  sync.Mutex
 	done   uint64 // highest ticket that a write covers; under write
+	buf    []byte // of the last write, for the next; under write
 }
 
 // save returns once a snapshot taken after its call is on disk.
-func (s *stateFile) save(snapshot func() ([]byte, error)) error {
+func (s *stateFile) save(snapshot func(buf []byte) ([]byte, error)) error {
 	s.mu.Lock()
 	s.wanted++
 	mine := s.wanted
@@ -71,10 +72,11 @@ func (s *stateFile) save(snapshot func() ([]byte, error)) error {
 	s.mu.Lock()
 	covers := s.wanted
 	s.mu.Unlock()
-	b, err := snapshot()
+	b, err := snapshot(s.buf[:0])
 	if err != nil {
 		return &StateError{Path: s.path, Err: err}
 	}
+	s.buf = b
 	// The temporary file lies beside the target: nothing else is known to be on
 	// the same file system.
 	if err := renameio.WriteFile(s.path, b, 0o600, renameio.WithTempDir(filepath.Dir(s.path))); err != nil {
@@ -84,9 +86,10 @@ func (s *stateFile) save(snapshot func() ([]byte, error)) error {
 	return nil
 }
 
-// encode writes the document as encoding/json would, from endpoints that are
-// encoded already: of 110, an ADD changes one.
-func (d *stateDoc) encode(encoded func(*table.Endpoint) ([]byte, error)) ([]byte, error) {
+// encode appends the document to b as encoding/json would, from endpoints and a
+// list of what rests (encodeResting) that are encoded already: of 110 endpoints,
+// an ADD changes one.
+func (d *stateDoc) encode(b []byte, encoded func(*table.Endpoint) ([]byte, error), resting []byte) ([]byte, error) {
 	list := func(b []byte, eps []*table.Endpoint) ([]byte, error) {
 		b = append(b, '[')
 		for i, ep := range eps {
@@ -101,7 +104,6 @@ func (d *stateDoc) encode(encoded func(*table.Endpoint) ([]byte, error)) ([]byte
 		}
 		return append(b, ']'), nil
 	}
-	b := make([]byte, 0, 1024+600*(len(d.Endpoints)+len(d.Retiring))+100*len(d.Resting))
 	b = fmt.Appendf(b, `{"version":%d,"generation":%d,"lastID":%d,"endpoints":`, d.Version, d.Generation, d.LastID)
 	b, err := list(b, d.Endpoints)
 	if err != nil {
@@ -110,8 +112,14 @@ func (d *stateDoc) encode(encoded func(*table.Endpoint) ([]byte, error)) ([]byte
 	if b, err = list(append(b, `,"retiring":`...), d.Retiring); err != nil {
 		return nil, err
 	}
-	b = append(b, `,"resting":[`...)
-	for i, r := range d.Resting {
+	b = append(b, `,"resting":`...)
+	b = append(b, resting...)
+	return append(b, "}\n"...), nil
+}
+
+func encodeResting(rs []ipam.Released) []byte {
+	b := append(make([]byte, 0, 2+100*len(rs)), '[')
+	for i, r := range rs {
 		if i > 0 {
 			b = append(b, ',')
 		}
@@ -119,7 +127,7 @@ func (d *stateDoc) encode(encoded func(*table.Endpoint) ([]byte, error)) ([]byte
 		b = r.At.AppendFormat(append(b, `","at":"`...), time.RFC3339Nano)
 		b = append(b, `"}`...)
 	}
-	return append(b, "]}\n"...), nil
+	return append(b, ']')
 }
 
 // corruptError is returned by load for a file that is there but makes no sense.

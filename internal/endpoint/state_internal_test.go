@@ -37,7 +37,7 @@ func TestStateRoundTrip(t *testing.T) {
 			},
 		},
 	} {
-		b, err := doc.encode(func(ep *table.Endpoint) ([]byte, error) { return json.Marshal(ep) })
+		b, err := doc.encode(nil, func(ep *table.Endpoint) ([]byte, error) { return json.Marshal(ep) }, encodeResting(doc.Resting))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -63,7 +63,7 @@ func TestStateRoundTrip(t *testing.T) {
 // come through.
 func FuzzParseState(f *testing.F) {
 	doc := &stateDoc{Version: stateVersion, Endpoints: []*table.Endpoint{sample(1)}, Resting: []ipam.Released{{Addr: netip.MustParseAddr("10.9.0.9")}}}
-	b, err := doc.encode(func(ep *table.Endpoint) ([]byte, error) { return json.Marshal(ep) })
+	b, err := doc.encode(nil, func(ep *table.Endpoint) ([]byte, error) { return json.Marshal(ep) }, encodeResting(doc.Resting))
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"syscall"
 	"time"
@@ -97,20 +96,15 @@ func over(ctx context.Context) bool {
 }
 
 func (c *client) once(ctx context.Context, req cni.Request) (*cni.Response, error) {
-	conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", c.env.Socket)
+	conn, err := dial(ctx, c.env.Socket)
 	if err != nil {
 		absent := errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
-		if !absent && !errors.Is(err, syscall.EAGAIN) && ctx.Err() == nil && !isTimeout(err) {
+		if !absent && !errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() == nil {
 			return nil, &cni.Error{Code: cni.CodeIO, Msg: fmt.Sprintf("agent's socket: %v", err), Details: hint}
 		}
 		return nil, &downError{absent: absent, cause: err}
 	}
 	defer conn.Close()
-	if d, ok := ctx.Deadline(); ok {
-		if err := conn.SetDeadline(d); err != nil {
-			return nil, &downError{cause: err}
-		}
-	}
 	if err := cni.WriteMessage(conn, req); err != nil {
 		return nil, &downError{cause: err}
 	}
@@ -119,11 +113,6 @@ func (c *client) once(ctx context.Context, req cni.Request) (*cni.Response, erro
 		return nil, &downError{cause: err} // it went away half-way: ask the next
 	}
 	return &resp, nil
-}
-
-func isTimeout(err error) bool {
-	var t interface{ Timeout() bool }
-	return errors.As(err, &t) && t.Timeout()
 }
 
 // del succeeds without an agent: the DEL is queued, and carried out when there

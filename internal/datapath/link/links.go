@@ -50,6 +50,7 @@ var procRoots = []string{"/host/proc/sys/net", "/proc/sys/net"}
 // Links works on the links of the network namespace that the process is in.
 type Links struct {
 	proc string
+	ipv6 bool // the kernel speaks it
 	log  *slog.Logger
 }
 
@@ -60,14 +61,19 @@ func New(proc string, log *slog.Logger) (*Links, error) {
 		log = slog.Default()
 	}
 	if proc != "" {
-		return &Links{proc: proc, log: log}, nil
+		return newLinks(proc, log), nil
 	}
 	for _, p := range procRoots {
 		if fi, err := os.Stat(p + "/ipv4"); err == nil && fi.IsDir() {
-			return &Links{proc: p, log: log}, nil
+			return newLinks(p, log), nil
 		}
 	}
 	return nil, fmt.Errorf("none of %s is there: mount the host's /proc/sys/net at %s", strings.Join(procRoots, ", "), procRoots[0])
+}
+
+func newLinks(proc string, log *slog.Logger) *Links {
+	_, err := os.Stat(proc + "/ipv6/conf")
+	return &Links{proc: proc, ipv6: err == nil, log: log}
 }
 
 // Link is one of Weft's links.

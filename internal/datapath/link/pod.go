@@ -168,7 +168,7 @@ func (l *Links) UpHost(v Veth, index int, a Addressing) error {
 }
 
 func (l *Links) upHost(v Veth, index int, a Addressing) error {
-	if l.hasIPv6() {
+	if l.ipv6 {
 		// Only proc has these; the kernel default would let a pod's router
 		// advertisement configure the node once forwarding is off.
 		if err := l.write("ipv6/conf/"+v.HostIfName+"/accept_ra", "0"); err != nil {
@@ -280,7 +280,7 @@ func (l *Links) upInside(v Veth, index int, a Addressing) (err error) {
 // may have switched IPv6 off there.
 func (l *Links) podSysctls(ifname string) error {
 	conf := "ipv6/conf/" + ifname + "/"
-	if !l.hasIPv6() {
+	if !l.ipv6 {
 		return errors.New("IPv6 is not in this kernel or switched off at boot: set ipv6.enabled=false")
 	}
 	if b, err := os.ReadFile(l.proc + "/" + conf + "disable_ipv6"); err == nil && len(b) > 0 && b[0] != '0' {

@@ -10,12 +10,6 @@ import (
 	"strings"
 )
 
-// hasIPv6 reports whether the kernel speaks IPv6 at all.
-func (l *Links) hasIPv6() bool {
-	_, err := os.Stat(filepath.Join(l.proc, "ipv6", "conf"))
-	return err == nil
-}
-
 // write sets one sysctl below net/. The error names it as sysctl(8) does.
 func (l *Links) write(name, value string) error {
 	path := filepath.Join(l.proc, name)

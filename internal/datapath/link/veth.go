@@ -153,7 +153,7 @@ func (l *Links) mark(c *rtnl.Conn, index int, alias string) error {
 	c.Uint32(devconfForwarding, 1)
 	c.End(conf)
 	c.End(inet)
-	if l.hasIPv6() {
+	if l.ipv6 {
 		inet6 := c.Nest(unix.AF_INET6)
 		c.Attr(inet6AddrGenMode, []byte{addrGenModeNone})
 		c.End(inet6)
