@@ -9,10 +9,10 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/containernetworking/cni/pkg/utils"
 	"github.com/containernetworking/cni/pkg/version"
 	"github.com/vishvananda/netns"
 
@@ -73,8 +73,8 @@ func ParseConf(stdin []byte) (*Conf, error) {
 	case c.Type != "" && c.Type != cni.PluginType:
 		return nil, &cni.Error{Code: cni.CodeConfig, Msg: fmt.Sprintf("network %s: type is %q, but this is %s", c.Name, c.Type, cni.PluginType)}
 	}
-	if err := utils.ValidateNetworkName(c.Name); err != nil {
-		return nil, &cni.Error{Code: cni.CodeConfig, Msg: fmt.Sprintf("network configuration: name %q: %s", c.Name, err.Msg)}
+	if !validName(c.Name) {
+		return nil, &cni.Error{Code: cni.CodeConfig, Msg: fmt.Sprintf("network configuration: name %q has invalid characters", c.Name)}
 	}
 	if c.Valid != nil {
 		c.Conf.Valid = make([]cni.Attachment, 0, len(valid))
@@ -127,11 +127,14 @@ func environment(cmd string, getenv func(string) string) (cni.Request, error) {
 	if len(missing) > 0 {
 		return r, &cni.Error{Code: cni.CodeEnvironment, Msg: fmt.Sprintf("%s: %s not set", cmd, strings.Join(missing, ", "))}
 	}
-	if err := utils.ValidateContainerID(r.ContainerID); err != nil {
-		return r, &cni.Error{Code: cni.CodeEnvironment, Msg: fmt.Sprintf("CNI_CONTAINERID %q: %s", r.ContainerID, err.Msg), Details: err.Details}
+	if !validName(r.ContainerID) {
+		return r, &cni.Error{Code: cni.CodeEnvironment, Msg: fmt.Sprintf("CNI_CONTAINERID %q has invalid characters", r.ContainerID)}
 	}
-	if err := utils.ValidateInterfaceName(r.IfName); err != nil {
-		return r, &cni.Error{Code: cni.CodeEnvironment, Msg: fmt.Sprintf("CNI_IFNAME %q: %s", r.IfName, err.Msg), Details: err.Details}
+	if !validIfName(r.IfName) {
+		return r, &cni.Error{
+			Code: cni.CodeEnvironment, Msg: fmt.Sprintf("CNI_IFNAME %q cannot name an interface", r.IfName),
+			Details: "a name has 1 to 15 bytes without slashes, colons and white space",
+		}
 	}
 	if cmd == "ADD" {
 		if _, err := cni.ParseArgs(r.Args); err != nil {
@@ -139,6 +142,27 @@ func environment(cmd string, getenv func(string) string) (cni.Request, error) {
 		}
 	}
 	return r, nil
+}
+
+// validName reports whether s can name a container or a network, by the
+// specification: letters, digits, and after the first also dots, underscores and
+// hyphens. The CNI library's regular expression for it would be compiled in each
+// execution.
+func validName(s string) bool {
+	for i := range len(s) {
+		c := s[i]
+		alnum := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+		if !alnum && (i == 0 || c != '.' && c != '_' && c != '-') {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// validIfName is the kernel's rule (net/core/dev.c, dev_valid_name).
+func validIfName(s string) bool {
+	return s != "" && len(s) < 16 && s != "." && s != ".." &&
+		!strings.ContainsFunc(s, func(r rune) bool { return r == '/' || r == ':' || unicode.IsSpace(r) })
 }
 
 // otherNetns makes sure that the pod's namespace is not the plugin's own: that

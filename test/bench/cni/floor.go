@@ -147,7 +147,7 @@ func (f *floor) clear() error {
 
 // floors measures one round of each.
 func floors(pods []pod, program string, into series) (err error) {
-	exe := func(p pod) error { return execFloor(program, p) }
+	exe := func(p pod) error { return execFloor(into, program, p) }
 	for _, k := range []struct {
 		name  string
 		veth  bool
@@ -172,12 +172,13 @@ func floors(pods []pod, program string, into series) (err error) {
 	return nil
 }
 
-func execFloor(program string, p pod) error {
+func execFloor(all series, program string, p pod) error {
 	cmd := exec.Command(program, floorSocket)
 	cmd.Env = p.environment("ADD")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", p.name, err, out)
 	}
+	all.add("floor_exec_cpu", samples{cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()})
 	return nil
 }
 

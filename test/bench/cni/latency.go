@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -73,22 +74,54 @@ func latencies(f figures, pods []pod, plugin string, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	all := series{}
+	all, tails := newSeries(), map[string][]float64{}
 	for range o.rounds {
-		if err := round(all, r, pods, plugin, o); err != nil {
+		one := newSeries()
+		if err := round(one, r, pods, plugin, o); err != nil {
 			return err
 		}
+		for name, s := range one.m {
+			all.add(name, s)
+			tails[name] = append(tails[name], s.quantile(0.99))
+		}
 	}
-	for name, s := range all {
+	for name, s := range all.m {
 		f.latency(name, s)
+		f[name+"_ms_p99_round"] = median(tails[name])
 	}
+	f.overFloor(tails, "cni_exec_add_burst", "floor_exec_veth_burst")
+	f.overFloor(tails, "cni_add_flood", "floor_veth_flood")
 	return nil
 }
 
-// series are the samples of all rounds by the figures' names.
-type series map[string]samples
+// overFloor tells how many times its floor a figure is: the median of the
+// rounds, as a neighbour that is busy for a round spoils that one only.
+func (f figures) overFloor(tails map[string][]float64, name, floor string) {
+	var ratios []float64
+	for i, t := range tails[name] {
+		ratios = append(ratios, t/tails[floor][i])
+	}
+	f[name+"_p99_over_floor"] = median(ratios)
+}
 
-func (s series) add(name string, more samples) { s[name] = append(s[name], more...) }
+func median(v []float64) float64 {
+	slices.Sort(v)
+	return v[len(v)/2]
+}
+
+// series are the samples of all rounds by the figures' names.
+type series struct {
+	mu *sync.Mutex
+	m  map[string]samples
+}
+
+func newSeries() series { return series{mu: &sync.Mutex{}, m: map[string]samples{}} }
+
+func (s series) add(name string, more samples) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.m[name] = append(s.m[name], more...)
+}
 
 // awaitAgent returns once the socket answers.
 func awaitAgent(ctx context.Context) error {
@@ -115,7 +148,7 @@ func awaitAgent(ctx context.Context) error {
 // so the ranges rotate.
 func round(all series, r *remote, pods []pod, plugin string, o options) error {
 	exe := func(command string) func(pod) error {
-		return func(p pod) error { return execute(plugin, command, p) }
+		return func(p pod) error { return execute(all, plugin, command, p) }
 	}
 	socket := func(command string) func(pod) error {
 		return func(p pod) error { return ask(p.request(command)) }
@@ -203,13 +236,14 @@ func together(pods []pod, call func(pod) error) (samples, error) {
 const conf = `{"cniVersion":"1.1.0","name":"weft","type":"weft-cni"}`
 
 // execute does what a container runtime does.
-func execute(plugin, command string, p pod) error {
+func execute(all series, plugin, command string, p pod) error {
 	cmd := exec.Command(plugin)
 	cmd.Env = p.environment(command)
 	cmd.Stdin = bytes.NewReader([]byte(conf))
 	if out, err := cmd.Output(); err != nil {
 		return fmt.Errorf("%s %s: %w: %s", command, p.name, err, out)
 	}
+	all.add("cni_exec_"+strings.ToLower(command)+"_cpu", samples{cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()})
 	return nil
 }
 

@@ -25,6 +25,11 @@
 //	floor_exec_veth_burst_*         the same all at once, with a server that makes a
 //	                                bare pair of devices for each pod before it answers
 //	floor_veth_flood_*              all requests at one instant, and such a server
+//	*_cpu_ms_*                      processor time of one execution
+//	*_p99_round                     the median over the rounds of a round's 99th
+//	                                percentile: what a neighbour who is busy now and
+//	                                then does not spoil
+//	*_p99_over_floor                how many times the floor that is; the median of the rounds
 //	agent_rss_mib_*                 resident memory of weft-agent, with no API server
 package main
 
@@ -65,7 +70,7 @@ func main() {
 	flag.StringVar(&o.bin, "bin", "build/bin", "directory of weft-cni and weft-agent")
 	flag.StringVar(&o.floor, "floor", "build/bench/floor", "the program that is executed in place of the plugin to find the floor")
 	flag.IntVar(&o.pods, "pods", 110, "pods on the node")
-	flag.IntVar(&o.rounds, "rounds", 3, "times that all pods are added and deleted, of each kind")
+	flag.IntVar(&o.rounds, "rounds", 5, "times that all pods are added and deleted, of each kind")
 	flag.Parse()
 	var err error
 	switch {

@@ -2,6 +2,9 @@
 
 //go:build linux
 
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
+
 // Command floor is the least that a CNI plugin in Go can be: it starts, says over
 // a socket which network namespace it was called for, and waits for an answer.
 // The benchmark executes it in place of weft-cni, to tell what of a burst is the
