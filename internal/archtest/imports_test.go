@@ -39,6 +39,7 @@ func rules() []rule {
 		{pkg: "internal/datapath", deny: []string{"client-go"}, deps: true},
 		{pkg: "internal/datapath/maps", deny: []string{"client-go", "netlink"}, deps: true},
 		{pkg: "internal/datapath/link", deny: []string{"client-go", "ebpf"}, deps: true},
+		{pkg: "internal/datapath/rtnl", deny: []string{"client-go", "ebpf"}, deps: true},
 		{pkg: "internal/endpoint", deny: []string{"client-go"}, deps: true},
 		{pkg: "internal/cni", deny: []string{"client-go"}, deps: true},
 		{pkg: "internal/cni", deny: []string{"ebpf"}},

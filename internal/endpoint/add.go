@@ -43,11 +43,11 @@ func (m *Manager) Add(ctx context.Context, req AddRequest) (ep table.Endpoint, e
 	if err := validate(req); err != nil {
 		return ep, err
 	}
-	end, err := m.begin(ctx, "add", req.ContainerID, req.IfName)
+	op, err := m.begin(ctx, "add", req.ContainerID, req.IfName)
 	if err != nil {
 		return ep, err
 	}
-	defer func() { end(err) }()
+	defer func() { op.end(err) }()
 
 	if old := m.find(req.ContainerID, req.IfName); old != nil {
 		again, err := m.again(req, old)
@@ -55,7 +55,7 @@ func (m *Manager) Add(ctx context.Context, req AddRequest) (ep table.Endpoint, e
 			return deref(again), err
 		}
 	}
-	made, err := m.make(ctx, req)
+	made, err := m.make(ctx, op, req)
 	return deref(made), err
 }
 
@@ -77,7 +77,7 @@ func (m *Manager) again(req AddRequest, old *table.Endpoint) (*table.Endpoint, e
 		mend := *old
 		mend.Netns = req.Netns
 		m.remember(&mend)
-		return &mend, m.install(&mend, nil)
+		return &mend, m.install(&mend, nil, nil)
 	}
 	m.log.Info("attachment is added again with another namespace or without its link, making it anew",
 		"endpoint", old.ID, "container", old.ContainerID, "netns", req.Netns)
@@ -95,7 +95,7 @@ func sameIPs(req AddRequest, old *table.Endpoint) bool {
 
 // make builds a new endpoint; each step that is done has an undo, and those run
 // in reverse if a later one fails.
-func (m *Manager) make(ctx context.Context, req AddRequest) (made *table.Endpoint, err error) {
+func (m *Manager) make(ctx context.Context, op *operation, req AddRequest) (made *table.Endpoint, err error) {
 	var undo []func() error
 	defer func() {
 		if err == nil {
@@ -128,7 +128,10 @@ func (m *Manager) make(ctx context.Context, req AddRequest) (made *table.Endpoin
 		return nil, err
 	}
 	undo = append(undo, func() error { return m.retire(ep.HostIfName, key(ep.ContainerID, ep.IfName)) })
-	if err := m.install(ep, &undo); err != nil {
+	if err := op.pass(ctx); err != nil {
+		return nil, fmt.Errorf("endpoint of container %s: %w", req.ContainerID, err)
+	}
+	if err := m.install(ep, &undo, op.rest); err != nil {
 		return nil, err
 	}
 	m.publish(ep, false)
@@ -138,8 +141,9 @@ func (m *Manager) make(ctx context.Context, req AddRequest) (made *table.Endpoin
 
 // install brings an endpoint whose pair exists into service: map rows, then
 // programs, then the state file, and only then traffic. undo collects how to
-// take each back; it is nil when an endpoint in service is mended.
-func (m *Manager) install(ep *table.Endpoint, undo *[]func() error) error {
+// take each back; it is nil when an endpoint in service is mended. configured is
+// called when only waiting for the kernel is left; it may be nil.
+func (m *Manager) install(ep *table.Endpoint, undo *[]func() error, configured func()) error {
 	note := func(f func() error) {
 		if undo != nil {
 			*undo = append(*undo, f)
@@ -163,7 +167,7 @@ func (m *Manager) install(ep *table.Endpoint, undo *[]func() error) error {
 			return err
 		}
 	}
-	return m.p.Links.Up(v, ep.HostIfIndex, m.addressing(ep))
+	return m.p.Links.Up(v, ep.HostIfIndex, m.addressing(ep), configured)
 }
 
 func (m *Manager) remember(ep *table.Endpoint) {

@@ -15,8 +15,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/semaphore"
-
 	"github.com/weft-net/weft/internal/datapath/link"
 	"github.com/weft-net/weft/internal/ipam"
 	"github.com/weft-net/weft/internal/table"
@@ -33,7 +31,7 @@ type Manager struct {
 	log   *slog.Logger
 	alloc *ipam.Allocator
 	state *stateFile
-	slots *semaphore.Weighted
+	turns *turns
 	locks keyLocks
 	reap  chan struct{} // tells Run that something was retired
 
@@ -75,7 +73,7 @@ func New(p Params) (*Manager, error) {
 		p: p, log: p.Log,
 		alloc: ipam.New(ipam.Config{Families: p.Settings.Families, Claimed: p.Settings.Claimed, Now: p.Settings.Now, Remedy: p.Settings.Remedy}),
 		state: &stateFile{path: p.State.Path},
-		slots: semaphore.NewWeighted(int64(p.Settings.Concurrency)),
+		turns: &turns{free: p.Settings.Concurrency},
 		reap:  make(chan struct{}, 1),
 		eps:   map[uint16]*table.Endpoint{}, retiring: map[uint16]*table.Endpoint{}, pins: map[string]string{},
 	}
@@ -250,25 +248,56 @@ func owner(ep *table.Endpoint) string {
 	return fmt.Sprintf("%s (endpoint %d, generation %d)", key(ep.ContainerID, ep.IfName), ep.ID, ep.Generation)
 }
 
-// begin waits for a free slot and for the attachment's lock. The function
-// returned ends both and reports to the observer.
-func (m *Manager) begin(ctx context.Context, op, containerID, ifname string) (func(error), error) {
-	start := time.Now()
-	unlock, err := m.locks.lock(ctx, key(containerID, ifname))
+// operation is one that has its attachment's lock and its turn.
+type operation struct {
+	m      *Manager
+	name   string
+	start  time.Time
+	wait   time.Duration
+	unlock func()
+	idle   bool // gave its turn back
+}
+
+// begin waits for the attachment's lock and for a turn. end ends both.
+func (m *Manager) begin(ctx context.Context, op, containerID, ifname string) (*operation, error) {
+	o := &operation{m: m, name: op, start: time.Now()}
+	var err error
+	o.unlock, err = m.locks.lock(ctx, key(containerID, ifname))
 	if err == nil {
-		if err = m.slots.Acquire(ctx, 1); err != nil {
-			unlock()
+		if err = m.turns.take(ctx, beginning); err != nil {
+			o.unlock()
 		}
 	}
-	wait := time.Since(start)
+	o.wait = time.Since(o.start)
 	if err != nil {
-		err = fmt.Errorf("endpoint of container %s: %s: waited %s in line: %w", containerID, op, wait.Round(time.Millisecond), err)
-		m.p.Observe(op, wait, wait, err)
+		err = fmt.Errorf("endpoint of container %s: %s: waited %s in line: %w", containerID, op, o.wait.Round(time.Millisecond), err)
+		m.p.Observe(op, o.wait, o.wait, err)
 		return nil, err
 	}
-	return func(err error) {
-		m.slots.Release(1)
-		unlock()
-		m.p.Observe(op, time.Since(start), wait, err)
-	}, nil
+	return o, nil
+}
+
+// pass lets those that are about to begin go first.
+func (o *operation) pass(ctx context.Context) error {
+	since := time.Now()
+	o.rest()
+	err := o.m.turns.take(ctx, goingOn)
+	o.idle = err != nil
+	o.wait += time.Since(since)
+	return err
+}
+
+// rest gives the turn back while only waiting is left to do.
+func (o *operation) rest() {
+	if !o.idle {
+		o.idle = true
+		o.m.turns.give()
+	}
+}
+
+// end reports to the observer.
+func (o *operation) end(err error) {
+	o.rest()
+	o.unlock()
+	o.m.p.Observe(o.name, time.Since(o.start), o.wait, err)
 }

@@ -35,11 +35,11 @@ var ErrUnknown = errors.New("no such endpoint")
 // reach it or come from it; Run deletes the link and frees the addresses after
 // that. An unknown attachment is no error.
 func (m *Manager) Delete(ctx context.Context, containerID, ifname string) (err error) {
-	end, err := m.begin(ctx, "delete", containerID, ifname)
+	op, err := m.begin(ctx, "delete", containerID, ifname)
 	if err != nil {
 		return err
 	}
-	defer func() { end(err) }()
+	defer func() { op.end(err) }()
 	ep := m.find(containerID, ifname)
 	if ep == nil {
 		// An ADD that was killed half-way may have left a link of this name.
@@ -113,11 +113,11 @@ func (m *Manager) GC(ctx context.Context, valid []Attachment) (err error) {
 // neighbours, and with ips (those of the runtime's prevResult, if any). The
 // error names the first object that is wrong.
 func (m *Manager) Check(ctx context.Context, containerID, ifname string, ips []netip.Addr) (err error) {
-	end, err := m.begin(ctx, "check", containerID, ifname)
+	op, err := m.begin(ctx, "check", containerID, ifname)
 	if err != nil {
 		return err
 	}
-	defer func() { end(err) }()
+	defer func() { op.end(err) }()
 	ep := m.find(containerID, ifname)
 	if ep == nil {
 		return fmt.Errorf("container %s, interface %s: %w: delete the pod, so that it is made anew", containerID, ifname, ErrUnknown)

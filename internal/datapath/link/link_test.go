@@ -79,7 +79,7 @@ func pod(t testing.TB, l *link.Links) (link.Veth, int) {
 			t.Error(err)
 		}
 	})
-	if err := l.Up(v, index, both()); err != nil {
+	if err := l.Up(v, index, both(), nil); err != nil {
 		t.Fatal(err)
 	}
 	return v, index
@@ -290,7 +290,7 @@ func TestCheckSeesAndUpMends(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if err := l.Up(v, index, both()); err != nil {
+			if err := l.Up(v, index, both(), nil); err != nil {
 				t.Fatalf("up: %v", err)
 			}
 		})
@@ -446,7 +446,7 @@ func TestProcRootElsewhere(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if err := l.Up(v, index, both()); err != nil {
+	if err := l.Up(v, index, both(), nil); err != nil {
 		t.Fatal(err)
 	}
 	if src, _ := talk(t, v.Netns, "", node6); src != pod6 {

@@ -22,7 +22,10 @@ func TestUpRefusesOtherNamespace(t *testing.T) {
 		return errors.Join(ip("link", "add", "eth0", "type", "veth", "peer", "name", "x"), ip("link", "set", "eth0", "address", v.MAC.String()))
 	})
 	v.Netns = other
-	for name, f := range map[string]func(link.Veth, int, link.Addressing) error{"up": l.Up, "mend": l.Mend} {
+	for name, f := range map[string]func(link.Veth, int, link.Addressing) error{
+		"up":   func(v link.Veth, i int, a link.Addressing) error { return l.Up(v, i, a, nil) },
+		"mend": l.Mend,
+	} {
 		err := f(v, index, both())
 		var ns *link.NetnsError
 		if !errors.As(err, &ns) || ns.Path != other || !strings.Contains(err.Error(), "another namespace") {

@@ -46,15 +46,16 @@ func (a Addressing) src(of netip.Addr) netip.Addr {
 
 // Up gives both ends what they carry and brings them up, the host's end first:
 // when the pod can send, everything it needs is there. index is that of the
-// host's end. Repeating it mends what is missing.
-func (l *Links) Up(v Veth, index int, a Addressing) error {
+// host's end. Repeating it mends what is missing. configured, if not nil, is
+// called when only waiting for the kernel's workers is left.
+func (l *Links) Up(v Veth, index int, a Addressing, configured func()) error {
 	if err := l.UpHost(v, index, a); err != nil {
 		return err
 	}
 	if v.Netns == "" { // not known any more; see endpoint.Manager.Restore
 		return nil
 	}
-	if err := l.upPod(v, index, a); err != nil {
+	if err := l.upPod(v, index, a, configured); err != nil {
 		return fmt.Errorf("link %s in %s: %w", v.IfName, v.Netns, err)
 	}
 	s, err := newCarrierSocket()
@@ -82,7 +83,7 @@ func (l *Links) Mend(v Veth, index int, a Addressing) error {
 	if done {
 		return nil
 	}
-	return l.Up(v, index, a)
+	return l.Up(v, index, a, nil)
 }
 
 // podIsUp reports whether the pod's end is up and has its addresses.
@@ -223,17 +224,17 @@ func family(a netip.Addr) uint8 {
 	return unix.AF_INET6
 }
 
-func (l *Links) upPod(v Veth, index int, a Addressing) error {
+func (l *Links) upPod(v Veth, index int, a Addressing, configured func()) error {
 	ns, err := openNetns(v.Netns)
 	if err != nil {
 		return err
 	}
 	defer ns.Close()
-	return inside(ns, func() error { return l.upInside(v, index, a) })
+	return inside(ns, func() error { return l.upInside(v, index, a, configured) })
 }
 
 // upInside runs in the pod's namespace.
-func (l *Links) upInside(v Veth, index int, a Addressing) (err error) {
+func (l *Links) upInside(v Veth, index int, a Addressing, configured func()) (err error) {
 	c, err := rtnl.Dial()
 	if err != nil {
 		return err
@@ -265,6 +266,9 @@ func (l *Links) upInside(v Veth, index int, a Addressing) (err error) {
 	}
 	if err := s.settle(v.IfName); err != nil {
 		return err
+	}
+	if configured != nil {
+		configured()
 	}
 	for _, ip := range a.IPs {
 		if ip.Is6() {

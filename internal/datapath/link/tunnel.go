@@ -138,7 +138,7 @@ func (l *Links) mendTunnel(v *netlink.Vxlan, t Tunnel) error {
 	conf := spec.AddRtAttr(unix.AF_INET, nil).AddRtAttr(inetConf, nil)
 	conf.AddRtAttr(devconfRPFilter, nl.Uint32Attr(rpFilterLoose))
 	conf.AddRtAttr(devconfForwarding, nl.Uint32Attr(1))
-	if l.hasIPv6() && t.MTU >= minMTU6 {
+	if l.ipv6 && t.MTU >= minMTU6 {
 		spec.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(inet6AddrGenMode, []byte{addrGenModeNone})
 		if err := l.write("ipv6/conf/"+TunnelDevice+"/accept_ra", "0"); err != nil {
 			return err

@@ -138,8 +138,10 @@ func (l *Links) create(c *rtnl.Conn, v Veth, ns netns.NsHandle) error {
 	return c.Commit()
 }
 
-// mark sets in one message what a link cannot be created with: its alias, no
-// link-local address of its own, no reverse-path filter, forwarding on.
+// mark sets in one request what a link cannot be created with: its alias, no
+// link-local address of its own, no reverse-path filter, forwarding on, and the
+// place that programs are attached to, which they are the cheaper the longer it
+// is there (see endpoint.Manager).
 func (l *Links) mark(c *rtnl.Conn, index int, alias string) error {
 	if len(alias) > maxAlias {
 		alias = alias[:maxAlias]
@@ -159,6 +161,8 @@ func (l *Links) mark(c *rtnl.Conn, index int, alias string) error {
 		c.End(inet6)
 	}
 	c.End(spec)
+	c.Begin("qdisc clsact", unix.RTM_NEWQDISC, rtnl.New, rtnl.TC(index, netlink.MakeHandle(0xffff, 0), netlink.HANDLE_CLSACT, 0))
+	c.String(nl.TCA_KIND, "clsact")
 	return c.Commit()
 }
 

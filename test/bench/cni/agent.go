@@ -13,7 +13,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"strconv"
 	"sync"
 	"time"
 
@@ -184,7 +183,7 @@ func newManager(dp *datapath.Datapath, observe endpoint.Observer, log *slog.Logg
 	m, err := endpoint.New(endpoint.Params{
 		Node: nodeName, Links: links, Datapath: kernel{dp}, Log: log, Observe: observe,
 		Rows:     endpoint.MapRows{Endpoints: dp.Maps().Endpoints, IPCache: dp.Maps().IPCache},
-		Settings: endpoint.Settings{Families: ipam.Families{V4: true, V6: true}, MTU: func() int { return 1500 }, Concurrency: conc()},
+		Settings: endpoint.Settings{Families: ipam.Families{V4: true, V6: true}, MTU: func() int { return 1500 }},
 		State:    endpoint.State{DB: db, Endpoints: eps},
 	})
 	if err != nil {
@@ -192,5 +191,3 @@ func newManager(dp *datapath.Datapath, observe endpoint.Observer, log *slog.Logg
 	}
 	return m, errors.Join(m.Restore(context.Background()), m.SetNodeAddrs([]netip.Addr{netip.MustParseAddr(nodeAddr)}), m.SetRanges(ranges))
 }
-
-func conc() int { n, _ := strconv.Atoi(os.Getenv("CONC")); return n }
