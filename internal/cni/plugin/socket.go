@@ -4,6 +4,7 @@ package plugin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -70,12 +71,12 @@ func (s *socket) do(op string, f func() (int, error)) error {
 func (s *socket) count(op string, f func() (int, error)) (int, error) {
 	for {
 		n, err := f()
-		switch err {
-		case nil:
+		switch {
+		case err == nil:
 			return n, nil
-		case syscall.EINTR:
+		case errors.Is(err, syscall.EINTR):
 			continue
-		case syscall.EAGAIN:
+		case errors.Is(err, syscall.EAGAIN):
 			err = os.ErrDeadlineExceeded
 		}
 		return 0, &os.PathError{Op: op, Path: s.path, Err: err}
