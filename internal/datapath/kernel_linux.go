@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -14,6 +15,8 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/internal/datapath/rtnl"
 )
 
 // bpfFSMagic is BPF_FS_MAGIC of linux/magic.h.
@@ -114,9 +117,28 @@ func flock(fd int) error {
 	}
 }
 
+// isEthernet asks for no more than a device's type: it is part of each ADD.
+func isEthernet(ifindex int) bool {
+	c, err := rtnl.Dial()
+	if err != nil {
+		return false
+	}
+	defer c.Close()
+	c.Begin("", unix.RTM_GETLINK, 0, rtnl.Link(ifindex, 0, 0))
+	c.Uint32(unix.IFLA_EXT_MASK, skipStats)
+	b, err := c.Get()
+	return err == nil && len(b) >= unix.SizeofIfInfomsg && binary.NativeEndian.Uint16(b[2:]) == unix.ARPHRD_ETHER
+}
+
+// skipStats leaves the counters out of the answer: RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h.
+const skipStats = 1 << 3
+
 // checkEthernet refuses devices whose packets carry no Ethernet header: the
 // programs would read addresses out of the wrong bytes.
 func checkEthernet(ifindex int) error {
+	if isEthernet(ifindex) {
+		return nil
+	}
 	l, err := netlink.LinkByIndex(ifindex)
 	if err != nil {
 		return fmt.Errorf("interface %d: %w", ifindex, err)

@@ -52,6 +52,9 @@ func parseLinkName(name string) (device string, h reason.Hook, ok bool) {
 func (d *Datapath) AttachEndpoint(ifname string, ifindex int) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if err := checkEthernet(ifindex); err != nil {
+		return fmt.Errorf("attach %s: %w", ifname, err)
+	}
 	if err := attachFilters(ifindex, podHooks, d.programs); err != nil {
 		return fmt.Errorf("attach %s: %w", ifname, err)
 	}
