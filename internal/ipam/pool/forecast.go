@@ -3,6 +3,7 @@
 package pool
 
 import (
+	"math"
 	"net/netip"
 	"time"
 )
@@ -75,6 +76,9 @@ func usage(l Ledger, in Inputs, t *terrain, v6 bool) Usage {
 		u.Held = plus(u.Held, h)
 		u.Quarantined = plus(u.Quarantined, hr-h)
 		u.Blocked = plus(u.Blocked, a-hr)
+		if blocks == math.MaxUint64 && a < blocks {
+			a = 0 // what is taken of so many does not show
+		}
 		u.Free = plus(u.Free, blocks-a)
 	}
 	for _, r := range l.Rested {

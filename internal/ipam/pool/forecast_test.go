@@ -120,6 +120,13 @@ func TestHugePools(t *testing.T) {
 		if c.total < math.MaxUint64 && u.Free != 1 {
 			t.Errorf("%v /%d: %d free", fam.CIDRs, fam.MaskSize, u.Free)
 		}
+		whole := inputs(c.p)
+		for _, cidr := range fam.CIDRs {
+			whole.Hazards = append(whole.Hazards, pool.Hazard{CIDR: cidr, Kind: pool.Reserved})
+		}
+		if v4, v6 := pool.Forecast(pool.Ledger{}, whole); v4.Free != 0 || v6.Free != 0 || v4.Next.IsValid() || v6.Next.IsValid() {
+			t.Errorf("%v /%d: all is reserved, but %d and %d are free", fam.CIDRs, fam.MaskSize, v4.Free, v6.Free)
+		}
 		_, results, _ := pool.Plan(pool.Ledger{}, in, wants(c.p, "a", "b"))
 		if len(results[0].Granted) != 1 || results[0].Granted[0] != last || len(results[1].Refused) != 1 {
 			t.Errorf("%v /%d: %+v", fam.CIDRs, fam.MaskSize, results)
