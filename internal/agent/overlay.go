@@ -417,15 +417,16 @@ func (a *Agent) knownByTunnel(n *table.Node, outer netip.Addr) bool {
 }
 
 func (a *Agent) overlayChanged() error {
+	if a.derive == nil {
+		return nil // the agent starts: it configures and derives when all is there
+	}
 	a.mu.Lock()
 	addrs := a.mem.Addrs
 	a.mu.Unlock()
 	if err := a.configure(addrs); err != nil {
 		return err
 	}
-	if a.derive != nil { // while the agent starts it asks by itself
-		a.derive.SetOverlay(a.overlay.view())
-	}
+	a.derive.SetOverlay(a.overlay.view())
 	return nil
 }
 
