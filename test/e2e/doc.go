@@ -18,13 +18,14 @@
 // exclamation mark. Each script has a namespace of its own, $NS; $CHART is the
 // chart's folder, $LAB the lab's name.
 //
-// The scripts of test/incidents replay what went wrong elsewhere. They bring up a
-// lab of their own, and have these commands, too:
+// The scripts of test/incidents replay what went wrong elsewhere; test/modes.txtar
+// runs the connectivity test in every mode of the network. They bring up a lab of
+// their own, and have these commands, too:
 //
 //	install ARGS...   test/install.sh for that lab
 //	outside ARGS...   Weft's CLI on the lab's host outside of the cluster
 //	capture VAR...    sets variables to the words of the last output
 //
-// Each runs twice: with the condition unguarded, and with guarded. $IMAGE is the
+// Each incident runs twice: with the condition unguarded, and with guarded. $IMAGE is the
 // image's archive.
 package e2e

@@ -23,6 +23,9 @@ func TestIncidents(t *testing.T) {
 	}
 }
 
+// The connectivity test in every way in which a cluster can be set up.
+func TestModes(t *testing.T) { runInOwnLab(t, "-m", "../modes.txtar", "") }
+
 // runInOwnLab runs scripts that bring up their lab themselves (lab up) and see to
 // it that it is gone afterwards. One condition holds in them.
 func runInOwnLab(t *testing.T, suffix, pattern, condition string) {
