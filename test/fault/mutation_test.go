@@ -51,7 +51,12 @@ func TestConnectivityTestSeesEveryBreak(t *testing.T) {
 	if len(all) < 20 {
 		t.Fatalf("%d breaks, 20 are promised", len(all))
 	}
-	every := envInt(t, "WEFT_BREAKS_EVERY", 1) // make test takes every third, make test-full all
+	f.suffer(t, all, envInt(t, "WEFT_BREAKS_EVERY", 1)) // make test takes every third, make test-full all
+}
+
+// suffer breaks the network in one way after another.
+func (f *fixture) suffer(t *testing.T, all []mutation, every int) {
+	t.Helper()
 	for i, m := range all {
 		if i%every != 0 {
 			continue

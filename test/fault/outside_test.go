@@ -4,7 +4,11 @@ package fault
 
 import (
 	"fmt"
+	"strings"
 	"testing"
+	"time"
+
+	"github.com/weft-net/weft/test/fault/labtest"
 )
 
 // The outside of a lab: the subnet that its host client is on.
@@ -63,4 +67,58 @@ func outsideBreaks() []mutation {
 		fails:  []cells{of(out, "IPv6"), of(in, "IPv6")},
 		passes: []cells{of(out, "IPv4"), of(in, "IPv4"), pair},
 	}}
+}
+
+// masqueradeBreaks are those of a cluster that masquerades.
+func masqueradeBreaks() []mutation {
+	pair := otherNode(n1, n2)
+	out := cells{Path: "pod-to-outside"}
+	in := cells{Path: "outside-to-node"}
+	from := func(c cells, node string) cells { c.From = node; return c }
+	edit := func(t *testing.T, b *breaker, args ...string) {
+		old := strings.TrimSpace(inNode(t, b.lab, n1, append([]string{"edit-nat"}, args...)...))
+		b.revert(t, n1, toolPath+" put "+old)
+	}
+	return []mutation{{
+		name: "masquerade off in the datapath", stop: []string{n1}, mode: masqueraded,
+		inject: func(t *testing.T, b *breaker) { edit(t, b, "off") },
+		// The network knows the way back to the pods all the same; of one byte nobody can tell whose it is.
+		fails:  []cells{by(from(out, n1), "TCP"), by(from(out, n1), "UDP"), sized(by(from(out, n1), "ICMP"), "MTU")},
+		passes: []cells{from(out, n2), in, pair},
+	}, {
+		name: "masqueraded with another node's address", stop: []string{n1}, mode: masqueraded,
+		inject: func(t *testing.T, b *breaker) {
+			edit(t, b, b.node(t, n1).Addr(false).String(), b.node(t, n2).Addr(false).String())
+		},
+		fails:  []cells{of(from(out, n1), "IPv4")},
+		passes: []cells{of(from(out, n1), "IPv6"), from(out, n2), in, pair},
+	}, {
+		name: "answers to masqueraded ports dropped", mode: masqueraded,
+		inject: func(t *testing.T, b *breaker) {
+			b.nft(t, "router", "forward", fmt.Sprintf("ip saddr %s ip daddr %s udp sport %d drop", outside4, b.node(t, n1).Addr(false), b.port))
+		},
+		fails:  []cells{by(of(from(out, n1), "IPv4"), "UDP")},
+		passes: []cells{of(from(out, n1), "IPv6"), by(from(out, n1), "TCP"), from(out, n2), pair},
+	}}
+}
+
+// TestConnectivityTestSeesMasqueradeBreaks has the cluster masquerade: the
+// connectivity test must see what is broken in that, and everything whole before
+// and after.
+func TestConnectivityTestSeesMasqueradeBreaks(t *testing.T) {
+	l := labtest.Open(t)
+	enoughTime(t, 8*time.Minute)
+	t.Cleanup(func() {
+		if err := helmSet(l, "bpf.masquerade=false,ipv4NativeRoutingCIDR=,ipv6NativeRoutingCIDR="); err != nil {
+			t.Errorf("back to no masquerade: %v", err)
+		}
+	})
+	if err := helmSet(l, "bpf.masquerade=true,ipv4NativeRoutingCIDR=10.244.0.0/16,ipv6NativeRoutingCIDR=fd00:10:244::/56"); err != nil {
+		t.Fatal(err)
+	}
+	f := newFixture(t)
+	if !f.masq {
+		t.Fatal("the connectivity test does not say that the cluster masquerades")
+	}
+	f.suffer(t, masqueradeBreaks(), 1)
 }

@@ -36,6 +36,7 @@ func tool(args []string) error {
 		"agent-pid":    agentPid,     // prints the agent's PID in the node
 		"edit-ep":      editEndpoint, // ADDRESS FIELD=VALUE: prints the arguments of put
 		"edit-ipcache": editIPCache,  // ADDRESS FIELD=VALUE: prints the arguments of put
+		"edit-nat":     editNAT,      // off | OLD NEW: IPv4 addresses that flows get; prints the arguments of put
 		"put":          putRow,       // MAP KEY VALUE, both in hex
 		"detach":       detach,       // LINK
 		"drop":         drop,         // NAME DEVICE ingress|egress ETHERTYPE [OFFSET=BYTE...]
@@ -205,6 +206,47 @@ func editEndpoint(args []string) error {
 		}
 		return err
 	})
+}
+
+// editNAT switches masquerade off, or gives flows another address than the node's.
+func editNAT(args []string) error {
+	if len(args) == 1 && args[0] == "off" {
+		var row object.DatapathWeftConfig
+		return edit("weft_cfg", uint32(0), &row, func() error {
+			row.Nat = 0
+			return nil
+		})
+	}
+	if len(args) != 2 {
+		return errors.New("edit-nat off | OLD NEW")
+	}
+	var to [2]uint32
+	for i, s := range args {
+		a, err := netip.ParseAddr(s)
+		if err != nil || !a.Is4() {
+			return fmt.Errorf("%q is no IPv4 address", s)
+		}
+		b := a.As4()
+		to[i] = binary.NativeEndian.Uint32(b[:])
+	}
+	m, err := ebpf.LoadPinnedMap(filepath.Join(pinnedMaps, "weft_natip"), nil)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	for slot := range m.MaxEntries() {
+		var row object.DatapathWeftNatAddress
+		if err := m.Lookup(slot, &row); err != nil {
+			return err
+		}
+		if row.V4 == to[0] {
+			return edit("weft_natip", slot, &row, func() error {
+				row.V4 = to[1]
+				return nil
+			})
+		}
+	}
+	return fmt.Errorf("no flow gets %s", args[0])
 }
 
 // detach takes a pinned link off its device. The pin stays, as it would if
