@@ -174,6 +174,7 @@ type world struct {
 	t      testing.TB
 	side   *faulty
 	dir    string // of the state file
+	mtu    int    // of the node
 	links  *link.Links
 	log    bytes.Buffer
 	logMu  sync.Mutex
@@ -222,7 +223,7 @@ func within(t *testing.T, side kernelSide, f func(*testing.T, *world)) {
 	t.Helper()
 	nstest.Bridge(t, "node0", node4.String()+"/24", node6.String()+"/64")
 	w := &world{
-		t: t, side: &faulty{kernelSide: side}, dir: t.TempDir(), clock: time.Now(),
+		t: t, side: &faulty{kernelSide: side}, dir: t.TempDir(), clock: time.Now(), mtu: 1400,
 		ranges: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24"), netip.MustParsePrefix("fd09::/64")},
 	}
 	l, err := link.New("", quiet())
@@ -261,7 +262,7 @@ func (w *world) bare() *endpoint.Manager {
 	m, err := endpoint.New(endpoint.Params{
 		Node: "n1", Links: w.links, Datapath: w.side, Rows: w.side,
 		Settings: endpoint.Settings{
-			Families: ipam.Families{V4: true, V6: true}, MTU: func() int { return 1400 },
+			Families: ipam.Families{V4: true, V6: true}, MTU: func() int { return w.mtu },
 			Now: func() time.Time { return w.clock },
 		},
 		State: endpoint.State{Path: w.path(), DB: db, Endpoints: eps},
