@@ -37,7 +37,7 @@ trap finish EXIT
 if [ "$what" = full ]; then
 	export WEFT_RESTARTS=50 E2E_TIMEOUT=90m
 else
-	export WEFT_BREAKS_EVERY=3
+	export WEFT_BREAKS_EVERY=6
 fi
 test/step.sh "Debian packages" make deps
 test/step.sh "build" make build
