@@ -95,7 +95,7 @@ func TestWithoutAPIServer(t *testing.T) {
 	if why := ld.void(); why != "" {
 		t.Skipf("the rest was fine, but this run says nothing of loss: %s", why)
 	}
-	ld.judge(t, "")
+	ld.judge(t, "", 0)
 }
 
 // Guards against a start that trusts, or dies of, a state file that is not what

@@ -47,7 +47,7 @@ func TestKilledAgentsLoseNothing(t *testing.T) {
 				t.Logf("void: %s", why)
 				return
 			}
-			ld.judge(t, events)
+			ld.judge(t, events, 0)
 		})
 		switch {
 		case why == "" || t.Failed():

@@ -125,5 +125,7 @@ func TestRoutingModeRoll(t *testing.T) {
 	if why := ld.void(); why != "" {
 		t.Skip(why)
 	}
-	ld.judge(t, events.String())
+	// A datagram that is on its way while its route moves from one device to the
+	// other may be lost: two were seen of 5,000 on a busy machine.
+	ld.judge(t, events.String(), 5)
 }

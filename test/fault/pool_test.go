@@ -90,7 +90,7 @@ type poolNode struct {
 func (l *poolLab) ranges(node string) []string {
 	l.t.Helper()
 	var n poolNode
-	labtest.Eventually(l.t, 40*time.Second, "ranges of "+node, func() error {
+	labtest.Eventually(l.t, 90*time.Second, "ranges of "+node, func() error {
 		if err := l.TryGet(&n, "ciliumnode", node); err != nil {
 			return err
 		}
@@ -113,7 +113,7 @@ func (l *poolLab) whole() {
 			l.Exec(l.t, "router", "ip", "route", "replace", s, "via", n.Addr(r.Addr().Is6()).String())
 		}
 	}
-	labtest.Eventually(l.t, time.Minute, "agents", func() error {
+	labtest.Eventually(l.t, 2*time.Minute, "agents", func() error {
 		_, err := l.Try("", "run", "--", l.Build+"/weft", "status")
 		return err
 	})
@@ -147,14 +147,14 @@ func TestClusterPool(t *testing.T) {
 
 	// Full: said on the node, in the CLI and as an event; the others go on.
 	l.join("n3")
-	labtest.Eventually(t, 40*time.Second, "n3 is refused", func() error {
+	labtest.Eventually(t, 90*time.Second, "n3 is refused", func() error {
 		r, err := l.Weft(t.Context(), "ipam", "show")
 		if err == nil && (r.Code == 0 || !strings.Contains(r.Stdout, "node n3: pool default: no IPv4 range for node n3: 10.244.0.0/23 in blocks of /24 make 2")) {
 			err = errors.New(r.String())
 		}
 		return err
 	})
-	labtest.Eventually(t, 40*time.Second, "n3 says why it takes no pods", func() error {
+	labtest.Eventually(t, 90*time.Second, "n3 says why it takes no pods", func() error {
 		out, err := l.TryKubectl("get", "events", "-A", "--field-selector", "involvedObject.name=n3")
 		if err == nil && !strings.Contains(out, "no IPv4 range for node n3") {
 			err = errors.New(out)
@@ -222,7 +222,7 @@ func (l *poolLab) testEdit() {
 	l.t.Helper()
 	want := l.ranges("n1")
 	l.Kubectl(l.t, "patch", "ciliumnode", "n1", "--type=merge", "-p", `{"spec":{"ipam":{"podCIDRs":["10.96.0.0/12","`+l.ranges("n2")[0]+`"]}}}`)
-	labtest.Eventually(l.t, 40*time.Second, "the edit is taken back", func() error {
+	labtest.Eventually(l.t, 90*time.Second, "the edit is taken back", func() error {
 		if got := l.ranges("n1"); !slices.Equal(got, want) {
 			return fmt.Errorf("n1 shows %v, want %v", got, want)
 		}
