@@ -79,7 +79,7 @@ func (a *app) connectivityCommand() *cobra.Command {
 		Use: "probe", Short: "Run cells of a test (runs in its pods)", Hidden: true, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.connectivityProbe(cmd.Context()) },
 	}
-	return group("connectivity", "Test the network", test, a.connectivityListen(), serve, probe)
+	return group("connectivity", "Test the network", test, a.connectivityMTU(), a.connectivityListen(), serve, probe)
 }
 
 func (a *app) connectivityServe(ctx context.Context) error {

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 )
 
 // ICMP types (RFC 792, RFC 4443).
@@ -121,7 +122,12 @@ func echoICMP(ctx context.Context, c *Cell, sent []byte) error {
 		return err
 	}
 	defer f.Close()
-	deadline, _ := ctx.Deadline() // attempt sets one
+	return echoOver(ctx, f, raw, c, sent)
+}
+
+// echoOver is echoICMP over a socket of openICMP.
+func echoOver(ctx context.Context, f *os.File, raw bool, c *Cell, sent []byte) error {
+	deadline, _ := ctx.Deadline() // callers set one
 	if err := f.SetDeadline(deadline); err != nil {
 		return err
 	}

@@ -34,6 +34,8 @@ func TestMain(m *testing.M) {
 		os.Exit(helperServe())
 	case "probe":
 		os.Exit(helperProbe())
+	case "mtu":
+		os.Exit(helperMTU())
 	}
 	os.Exit(m.Run())
 }

@@ -85,6 +85,21 @@ func openICMP(dst netip.Addr, whole bool) (f *os.File, raw bool, err error) {
 	return os.NewFile(uintptr(fd), "icmp"), raw, nil
 }
 
+// reportICMP has ICMP errors about what the socket sent end its next call, also
+// those that the protocol holds for passing ("packet too big").
+func reportICMP(f *os.File, v6 bool) error {
+	c, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return control(c, func(fd int) error {
+		if v6 {
+			return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1)
+		}
+		return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVERR, 1)
+	})
+}
+
 // routeMTU returns the MTU of the route to dst: the route's own, else the
 // device's. It asks the routing table itself (RTM_F_FIB_MATCH), not for what
 // the kernel has learned about the path, because that is what is to be tested.

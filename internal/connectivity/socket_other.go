@@ -23,4 +23,6 @@ func fragmentation(_, _ bool) func(_, _ string, _ syscall.RawConn) error {
 
 func openICMP(netip.Addr, bool) (*os.File, bool, error) { return nil, false, errLinux }
 
+func reportICMP(*os.File, bool) error { return errLinux }
+
 func routeMTU(netip.Addr) (int, error) { return 0, errLinux }
