@@ -190,6 +190,11 @@ func (a *Agent) keep(f func(*memory)) error {
 	return nil
 }
 
+// routesLook is how often the node's routes are looked at though nothing was
+// announced: the kernel drops IPv4 routes without a word when their device goes
+// down or loses its last address.
+const routesLook = 30 * time.Second
+
 // followRoutes has routes written again that somebody deleted or changed, and
 // looks anew at those on which peers across a router depend.
 func (a *Agent) followRoutes(ctx context.Context) error {
@@ -203,11 +208,16 @@ func (a *Agent) followRoutes(ctx context.Context) error {
 			}
 		})
 	}()
+	tick := time.NewTicker(routesLook)
+	defer tick.Stop()
 	for {
+		_, devices := a.t.devices.AllWatch(a.t.db.ReadTxn())
 		select {
 		case err := <-done:
 			return err
 		case <-changed:
+		case <-devices:
+		case <-tick.C:
 		}
 		a.derive.Refresh()
 		a.pool.RoutesDue()
