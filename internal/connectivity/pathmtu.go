@@ -116,23 +116,22 @@ func (p *PathMTU) measure(ctx context.Context) {
 	}
 	ceiling := min(p.Route, maxLength)
 	least = min(least, ceiling)
-	pass, told, err := p.passes(ctx, ceiling)
-	if pass {
+	tooLarge := p.try(ctx, ceiling)
+	if tooLarge == nil {
 		p.Largest, p.Verdict = ceiling, PathFits
 		return
 	}
-	if pass, _, err = p.passesOr(ctx, least, err); !pass {
+	if err := p.try(ctx, least); err != nil {
 		p.Error = err.Error()
 		return
 	}
 	p.Verdict = PathSilent
-	if told {
+	if errors.Is(tooLarge, errTold) {
 		p.Verdict = PathTold
 	}
 	low, high := least, ceiling // low passes, high does not
 	for high-low > 1 {
-		mid := (low + high) / 2
-		if pass, _, _ = p.passes(ctx, mid); pass {
+		if mid := (low + high) / 2; p.try(ctx, mid) == nil {
 			low = mid
 		} else {
 			high = mid
@@ -141,18 +140,12 @@ func (p *PathMTU) measure(ctx context.Context) {
 	p.Largest = low
 }
 
-// passesOr is passes that keeps the earlier error if it has none of its own.
-func (p *PathMTU) passesOr(ctx context.Context, size int, earlier error) (pass, told bool, err error) {
-	pass, told, err = p.passes(ctx, size)
-	if err == nil {
-		err = earlier
-	}
-	return pass, told, err
-}
+// errTold is an ICMP error about the size of a packet.
+var errTold = errors.New("too large, said ICMP")
 
-// passes tells whether a packet of so many bytes, IP header included, comes back
-// in one piece, and if not, whether somebody said that it is too large.
-func (p *PathMTU) passes(ctx context.Context, size int) (pass, told bool, err error) {
+// try returns nil if a packet of so many bytes, IP header included, arrives in
+// one piece and is answered, and errTold if somebody said that it is too large.
+func (p *PathMTU) try(ctx context.Context, size int) error {
 	headers, family := ipv4Header+icmpHeader, IPv4
 	if p.Addr.Is6() {
 		headers, family = ipv6Header+icmpHeader, IPv6
@@ -161,21 +154,21 @@ func (p *PathMTU) passes(ctx context.Context, size int) (pass, told bool, err er
 	token := NewToken()
 	for range mtuTries {
 		tctx, cancel := context.WithTimeout(ctx, mtuPatience)
-		err = echoWhole(tctx, c, payload(token, c.ID, size-headers))
+		err := echoWhole(tctx, c, payload(token, c.ID, size-headers))
 		cancel()
 		switch {
 		case err == nil:
-			return true, false, nil
+			return nil
 		case errors.Is(err, syscall.EMSGSIZE):
-			return false, true, fmt.Errorf("%d bytes: too large, said ICMP", size)
+			return fmt.Errorf("%d bytes: %w", size, errTold)
 		case ctx.Err() != nil:
-			return false, false, context.Cause(ctx)
+			return context.Cause(ctx)
 		}
 		if ne := net.Error(nil); !errors.As(err, &ne) || !ne.Timeout() {
-			return false, false, err
+			return err
 		}
 	}
-	return false, false, fmt.Errorf("%d bytes: no answer within %s, %d times", size, mtuPatience, mtuTries)
+	return fmt.Errorf("%d bytes: no answer within %s, %d times", size, mtuPatience, mtuTries)
 }
 
 // echoWhole is echoICMP with a socket that is told of ICMP errors.
