@@ -124,6 +124,15 @@ func TestServiceOneWay(t *testing.T) {
 // TestHostAndPods guards against nodes not reaching pods and back.
 func TestHostAndPods(t *testing.T) {
 	c := newCluster(t)
+	c.hostsAndPods()
+	c.noDrops()
+}
+
+// hostsAndPods sends bytes of all kinds between the nodes and a pod of the first,
+// both ways.
+func (c *cluster) hostsAndPods() {
+	t := c.t
+	t.Helper()
 	n1, n2 := c.nodes[0], c.nodes[1]
 	for _, fam := range families {
 		for i, pair := range []struct {
@@ -150,5 +159,4 @@ func TestHostAndPods(t *testing.T) {
 			}
 		}
 	}
-	c.noDrops()
 }

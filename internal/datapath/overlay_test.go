@@ -52,31 +52,7 @@ func TestOverlayPodsTalk(t *testing.T) {
 func TestOverlayHosts(t *testing.T) {
 	eachUnderlay(t, func(t *testing.T, c *overlayCluster) {
 		n1, n2 := c.nodes[0], c.nodes[1]
-		for _, fam := range families {
-			for i, pair := range []struct {
-				from, to *space
-				addr     host
-			}{
-				{n1.space, n1.pods[0].space, n1.pods[0].addr},
-				{n2.space, n1.pods[0].space, n1.pods[0].addr},
-				{n1.pods[0].space, n1.space, n1.addr},
-				{n1.pods[0].space, n2.space, n2.addr},
-			} {
-				to := ap(pair.addr.of(fam), uint16(9000+i))
-				echoTCP(t, pair.to, to)
-				echoUDP(t, pair.to, to)
-				for _, size := range []int{1, 1473, 60000} {
-					for _, network := range []string{"tcp", "udp"} {
-						if err := roundTrip(t, pair.from, network, to, size); err != nil {
-							t.Errorf("%s %s: %v", network, pair.from.name, err)
-						}
-					}
-					if err := ping(t, pair.from, to.Addr(), size); err != nil {
-						t.Errorf("icmp: %v", err)
-					}
-				}
-			}
-		}
+		c.hostsAndPods()
 		c.noDrops()
 		before := n1.metrics(t)["to_overlay stack"]
 		for _, fam := range families {
