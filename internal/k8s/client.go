@@ -45,6 +45,13 @@ const AgentNotReadyTaint = "node.cilium.io/agent-not-ready"
 // requestTimeout bounds one call, watches apart.
 const requestTimeout = 10 * time.Second
 
+// What the API server is asked for where names, labels and annotations are
+// enough: an object's metadata, and that of a list.
+const (
+	acceptMetadata     = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+	acceptMetadataList = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+)
+
 // Config says where the API server is and who we are.
 type Config struct {
 	NodeName string

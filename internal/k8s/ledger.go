@@ -102,7 +102,7 @@ func (c *Client) LedgerMark(ctx context.Context, pool string) (LedgerMark, error
 	defer cancel()
 	var meta metav1.PartialObjectMetadata
 	err := c.weft.Get().Resource(weftv1alpha1.PodCIDRLedgerResource).Name(pool).
-		SetHeader("Accept", "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1").Do(ctx).Into(&meta)
+		SetHeader("Accept", acceptMetadata).Do(ctx).Into(&meta)
 	if err = c.ledgerError(pool, err); err != nil {
 		return LedgerMark{}, err
 	}
@@ -130,7 +130,7 @@ func (c *Client) PodGone(ctx context.Context, namespace, name, uid string) (bool
 	defer cancel()
 	var pod metav1.PartialObjectMetadata
 	err := c.core.Get().Namespace(namespace).Resource("pods").Name(name).
-		SetHeader("Accept", "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1").Do(ctx).Into(&pod)
+		SetHeader("Accept", acceptMetadata).Do(ctx).Into(&pod)
 	if apierrors.IsNotFound(err) {
 		return true, nil
 	}

@@ -67,7 +67,7 @@ func (l Ledgers) LedgerMark(ctx context.Context, _ string) (LedgerMark, error) {
 	defer cancel()
 	var list metav1.PartialObjectMetadataList
 	err := l.Client.weft.Get().Resource(weftv1alpha1.PodCIDRLedgerResource).
-		SetHeader("Accept", "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1").Do(ctx).Into(&list)
+		SetHeader("Accept", acceptMetadataList).Do(ctx).Into(&list)
 	if err = l.Client.ledgerError("of all pools", err); err != nil {
 		return LedgerMark{}, err
 	}
@@ -106,7 +106,7 @@ func (c *Client) PoolChoice(ctx context.Context, namespace, pod string) (v4, v6 
 	meta := func(resource, ns, name string) (map[string]string, error) {
 		var m metav1.PartialObjectMetadata
 		err := c.core.Get().NamespaceIfScoped(ns, ns != "").Resource(resource).Name(name).
-			SetHeader("Accept", "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1").Do(ctx).Into(&m)
+			SetHeader("Accept", acceptMetadata).Do(ctx).Into(&m)
 		if apierrors.IsNotFound(err) {
 			return nil, nil // of a file on the node, and not shown at the API server yet
 		}

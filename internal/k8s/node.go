@@ -165,7 +165,7 @@ func (c *Client) checkOwner(ctx context.Context, uid string) error {
 	}
 	var n metav1.PartialObjectMetadata
 	err := c.core.Get().Resource(nodesResource).Name(c.node).
-		SetHeader("Accept", "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1").Do(ctx).Into(&n)
+		SetHeader("Accept", acceptMetadata).Do(ctx).Into(&n)
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("get node %s: %w", c.node, err)
 	}
