@@ -154,7 +154,7 @@ static __always_inline int F(judge_to_overlay)(struct __sk_buff *skb, struct F(j
 		return VERDICT_IGNORED;
 	dst = F(who)(&j->k.daddr);
 	/* Nodes are not reached by the overlay but by the network: it is made of them. */
-	if (!dst || dst->kind != KIND_REMOTE_POD || !(dst->tunnel.w[2] | dst->tunnel.w[3]))
+	if (!F(tunnel_known)(dst) || dst->kind != KIND_REMOTE_POD)
 		return DROP_TUNNEL_ENDPOINT;
 	if (!src || (src->kind != KIND_LOCAL_POD && src->kind != KIND_HOST))
 		return DROP_TUNNEL_FOREIGN;

@@ -100,6 +100,12 @@ __noinline int F(leaves_by_net)(struct __sk_buff *skb, const struct F(pkt) *k)
 	return is_net_device(fib.ifindex);
 }
 
+/* Does it have an address in the overlay, whether it is sent to by it or not? */
+static __always_inline bool F(tunnel_known)(const struct weft_ipcache *who)
+{
+	return who && (who->tunnel.w[2] | who->tunnel.w[3]);
+}
+
 /* Is it reached by the overlay? Both arguments may be 0. */
 static __always_inline bool F(by_tunnel)(const struct weft_config *cfg, const struct weft_ipcache *who)
 {
@@ -175,7 +181,7 @@ __noinline int F(send)(struct __sk_buff *skb, const struct F(pkt) *k, struct rep
 	const struct weft_config *cfg = config();
 	struct bpf_fib_lookup fib = {};
 	struct bpf_redir_neigh nh = {};
-	const struct weft_ipcache *who;
+	const struct weft_ipcache *who = 0;
 	long rc;
 
 	if (!k || !r || !cfg)
@@ -192,6 +198,9 @@ __noinline int F(send)(struct __sk_buff *skb, const struct F(pkt) *k, struct rep
 		return F(too_big)(k, fib.mtu_result, r);
 	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return VERDICT_STACK; /* no route: the stack says so to the sender */
+	/* While nodes change the routing mode, the route may be ahead of the ipcache, or behind it. */
+	if (cfg->tunnel_ifindex && fib.ifindex == cfg->tunnel_ifindex)
+		return F(tunnel_known)(who) ? F(encapsulate)(skb, k, cfg, who, r, true) : VERDICT_STACK;
 	if (F(decrement_ttl)(skb, k))
 		return DROP_REDIRECT_FAILED;
 	nh.nh_family = fib.family;

@@ -109,7 +109,8 @@ func (o *overlay) restore(was maps.Overlay) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if index != 0 && index == was.IfIndex {
-		o.state, o.port = was, port
+		// What the programs knew of the others is pinned with them.
+		o.state, o.port, o.ready = was, port, true
 	}
 	return nil
 }
@@ -129,7 +130,7 @@ func (o *overlay) view() overlayView {
 		return overlayView{}
 	}
 	v6 := o.state.Local.Is6()
-	return overlayView{on: true, announce: announcement(o.port, v6), v6: v6}
+	return overlayView{on: true, announce: announcement(o.port, v6), v6: v6, send: o.ready}
 }
 
 // announce is what the other nodes are to know; empty: do not send here.
@@ -259,8 +260,7 @@ func (o *overlay) join(rows []*table.Node, complete bool) error {
 	if err := o.set(next, t.Port); err != nil {
 		return err
 	}
-	o.settle(shown || (complete && o.knowsAll(rows)))
-	return nil
+	return o.settle(shown || (complete && o.knowsAll(rows)))
 }
 
 // knowsAll tells whether the programs believe every other node: before that, what
@@ -275,10 +275,18 @@ func (o *overlay) knowsAll(rows []*table.Node) bool {
 	return true
 }
 
-func (o *overlay) settle(ready bool) {
+// settle lets this node be announced, and routes lead by the overlay, once it is
+// ready for both.
+func (o *overlay) settle(ready bool) error {
 	o.mu.Lock()
-	defer o.mu.Unlock()
+	was := o.ready
 	o.ready = o.ready || ready || time.Since(o.joined) >= readyAfter
+	changed := o.ready != was
+	o.mu.Unlock()
+	if !changed {
+		return nil
+	}
+	return o.around.changed()
 }
 
 // heard tells whether the others have known our word for long enough.

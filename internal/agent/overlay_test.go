@@ -123,9 +123,13 @@ func TestOverlayAnnouncesWhenReady(t *testing.T) {
 			t.Errorf("announces %q to nodes that it does not believe yet", got)
 		}
 		w.known = true
+		before := len(w.changes)
 		w.must(t)
 		if got := w.announce(); got != "vxlan:8472:ipv4" {
 			t.Errorf("announces %q", got)
+		}
+		if !w.view().send || len(w.changes) == before {
+			t.Errorf("view %+v, told %d times: nothing would be sent by the overlay", w.view(), len(w.changes)-before)
 		}
 		// A node that nobody believes must not take the word back, nor keep it in for ever.
 		w.known = false

@@ -112,6 +112,9 @@ func (r routing) route(n *table.Node, p netip.Prefix) (*table.Route, string) {
 			return nil, ""
 		}
 	}
+	if r.overlay.on && !r.overlay.send {
+		return nil, "" // not yet
+	}
 	if r.overlay.on {
 		return nil, fmt.Sprintf("node %s (%s) does not take part in the overlay (%s), and no other way leads to its pods %s: look at its agent: `weft status` there", n.Name, via, r.overlay.announce, p)
 	}

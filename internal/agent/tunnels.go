@@ -15,11 +15,12 @@ type overlayView struct {
 	on       bool
 	announce string // who announces the same is sent to by the overlay
 	v6       bool   // the family of the outer packets
+	send     bool   // the programs know how to reach the others: routes may lead there
 }
 
 // reaches tells whether the overlay leads to a node's pods.
 func (o overlayView) reaches(n *table.Node) bool {
-	return o.on && !n.Local && n.Tunnel == o.announce && n.Addr(o.v6).IsValid()
+	return o.on && o.send && !n.Local && n.Tunnel == o.announce && n.Addr(o.v6).IsValid()
 }
 
 // nodeTunnel is how the overlay knows another node.

@@ -5,6 +5,9 @@ package datapath_test
 import (
 	"fmt"
 	"testing"
+
+	"github.com/weft-net/weft/internal/datapath/maps"
+	"github.com/weft-net/weft/internal/table"
 )
 
 // TestOverlayPodsTalk guards against pods of nodes that are a router apart not
@@ -106,6 +109,43 @@ func TestOverlayServices(t *testing.T) {
 						}
 					}
 				})
+			}
+		}
+		c.noDrops()
+	})
+}
+
+// TestOverlayRouteAndIPCacheDiffer guards against packets that are lost while a
+// node changes the routing mode: routes and ipcache are written one after the
+// other, and what is sent between the two must arrive all the same.
+func TestOverlayRouteAndIPCacheDiffer(t *testing.T) {
+	eachUnderlay(t, func(t *testing.T, c *overlayCluster) {
+		src, dst := c.nodes[0].pods[0], c.nodes[1].pods[0]
+		for _, fam := range families {
+			to := ap(dst.addr.of(fam), 8080)
+			echoTCP(t, dst.space, to)
+			echoUDP(t, dst.space, to)
+			row := maps.IPCacheRow{
+				Prefix: c.nodes[1].nets[fam/6], Identity: table.IdentityInit, Kind: table.KindRemotePod,
+				Tunnel: c.nodes[1].addr.of(c.underlay),
+			}
+			for _, network := range []string{"tcp", "udp"} {
+				flow, err := dial(t, src.space, network, to)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, by := range []bool{true, false, true} {
+					row.ByTunnel = by
+					if err := c.nodes[0].d.Maps().IPCache.Upsert(row); err != nil {
+						t.Fatal(err)
+					}
+					if err := exchange(flow, 1000); err != nil {
+						t.Errorf("ipv%d %s, by tunnel %v, a flow of before: %v", fam, network, by, err)
+					}
+					if err := roundTrip(t, src.space, network, to, 1000); err != nil {
+						t.Errorf("ipv%d %s, by tunnel %v, a new flow: %v", fam, network, by, err)
+					}
+				}
 			}
 		}
 		c.noDrops()
