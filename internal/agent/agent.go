@@ -430,7 +430,7 @@ func (a *Agent) background(ctx context.Context, g *errgroup.Group) {
 		a.derive.Run, a.ipcacheLoop.Run, a.routesLoop.Run,
 		a.reflect.Run, a.publisher.Run, a.publishEndpoints,
 		a.followNode, a.followDevices, a.followMTU, a.followRoutes, a.followOverlay, a.followForward, a.checkCilium, a.runGate, a.markReady,
-		a.peers.Run, a.readEvents, a.maintain, a.sendReports, a.followLedger, a.followPools, a.followNodeRoutes, a.followLeaks, a.masq.run,
+		a.peers.Run, a.readEvents, a.scrub, a.maintain, a.sendReports, a.followLedger, a.followPools, a.followNodeRoutes, a.followLeaks, a.masq.run,
 	} {
 		g.Go(func() error { return f(ctx) })
 	}

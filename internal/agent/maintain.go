@@ -55,6 +55,21 @@ func (a *Agent) deviceName(index int) string {
 	return ""
 }
 
+// scrub removes, once at the start, what cannot be true from the maps that no
+// reconciler compares with what is wanted: an agent before this one, or a person,
+// may have left anything there.
+func (a *Agent) scrub(context.Context) error {
+	done, err := a.dp.Maps().Scrub()
+	if err != nil {
+		a.log.Warn("maps cannot be looked through for what cannot be true", "error", err)
+	}
+	if done.Total() > 0 {
+		a.log.Info("removed from the maps what could not be true",
+			"conntrack", done.Conntrack, "nat", done.NAT, "devices", done.Devices, "fragments", done.Fragments)
+	}
+	return nil
+}
+
 // maintain does what is due once in a while.
 func (a *Agent) maintain(ctx context.Context) error {
 	tick := time.NewTicker(sweepEvery)

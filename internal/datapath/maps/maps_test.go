@@ -28,7 +28,7 @@ func newSet(t *testing.T) *maps.Set {
 	return newSetOf(t, sizes)
 }
 
-func newSetOf(t *testing.T, sizes maps.Sizes) *maps.Set {
+func newSetOf(t testing.TB, sizes maps.Sizes) *maps.Set {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: makes BPF maps")
@@ -58,7 +58,7 @@ func newSetOf(t *testing.T, sizes maps.Sizes) *maps.Set {
 	return s
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
