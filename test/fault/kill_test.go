@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strconv"
@@ -83,9 +84,10 @@ func TestLoadSeesLoss(t *testing.T) {
 }
 
 // killRounds ends all agents at once and waits until all serve again, so many
-// times. Kubelet starts a container at once only the first time that it ends;
-// deleting the pod after each kill gives the next one a fresh count, and is
-// itself an end by SIGTERM and a new start. It returns when what happened.
+// times, and then ends those that follow while they start, each at a random moment.
+// Kubelet starts a container at once only the first time that it ends; deleting
+// the pod gives the next one a fresh count, and is itself an end by SIGTERM and a
+// new start. It returns when what happened.
 func killRounds(t *testing.T, l *labtest.Lab, nodes []labtest.Node, rounds int) string {
 	t.Helper()
 	var events strings.Builder
@@ -112,6 +114,8 @@ func killRounds(t *testing.T, l *labtest.Lab, nodes []labtest.Node, rounds int) 
 		for i := range nodes {
 			node := nodes[i].Name()
 			note("round %d: pod of the agent of %s deleted", round, node)
+			note("round %d: %s", round, killStarting(t, l, node))
+			waitAgent(t, l, node)
 			if err := restartAgentPod(l, node); err != nil {
 				t.Fatalf("agent of %s: %v", node, err)
 			}
@@ -119,6 +123,25 @@ func killRounds(t *testing.T, l *labtest.Lab, nodes []labtest.Node, rounds int) 
 	}
 	note("end")
 	return events.String()
+}
+
+// longestStart is about how long an agent takes from its first instruction until
+// it serves pods.
+const longestStart = 400 * time.Millisecond
+
+// killStarting replaces the agent of a node and kills the new one while it
+// starts, at a random moment. It says when that was.
+func killStarting(t *testing.T, l *labtest.Lab, node string) string {
+	t.Helper()
+	old, err := agentPod(l, node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, after := agentPID(t, l, node), rand.N(longestStart)
+	l.Kubectl(t, "delete", "pod", "-n", "kube-system", old.Metadata.Name, "--wait=false")
+	killed := inNode(t, l, node, "kill-next", pid, after.String())
+	waitOtherPID(t, l, node, strings.TrimSpace(killed))
+	return fmt.Sprintf("agent of %s killed %s after its start", node, after)
 }
 
 func agentPID(t *testing.T, l *labtest.Lab, node string) string {
@@ -251,7 +274,8 @@ func traces(l *labtest.Lab, node string, ep labtest.Endpoint) error {
 }
 
 // Guards against leaks: a pod that is deleted while no agent runs leaves
-// nothing behind once one runs again.
+// nothing behind once one runs again. And against a datapath that opens
+// connections only while one does.
 func TestPodsDeletedWithoutAgentAreCleanedUp(t *testing.T) {
 	l := labtest.Open(t)
 	nodes := l.Nodes(t, 1)
@@ -262,7 +286,7 @@ func TestPodsDeletedWithoutAgentAreCleanedUp(t *testing.T) {
 	for i := range nodes {
 		for _, name := range []string{"gone-", "stays-"} {
 			n := nodes[i].Name()
-			pods = append(pods, podSpec{Name: name + n, Namespace: ns, Label: "orphan", Node: n, Command: []string{"sleep", "3600"}})
+			pods = append(pods, podSpec{Name: name + n, Namespace: ns, Label: "orphan", Node: n, Command: []string{"/traffic/traffic", "recv", "--port", strconv.Itoa(trafficPort)}})
 		}
 	}
 	apply(t, l, pods)
@@ -288,6 +312,7 @@ func TestPodsDeletedWithoutAgentAreCleanedUp(t *testing.T) {
 	}
 
 	start := stopAgents(t, l, nodes)
+	newFlows(t, l, ns, nodes)
 	for i := range nodes {
 		// DEL must not need the agent: kubelet would keep the pod forever.
 		l.Kubectl(t, "delete", "pod", "gone-"+nodes[i].Name(), "-n", ns, "--timeout=40s")
@@ -304,6 +329,28 @@ func TestPodsDeletedWithoutAgentAreCleanedUp(t *testing.T) {
 			t.Errorf("CiliumEndpoint %s/%s stays: %s %v", ns, name, out, err)
 		}
 		reach(t, l, nodes[i].Name(), ns, "stays-"+nodes[i].Name())
+	}
+}
+
+// newFlows opens connections from each node's pod stays-NODE to the next one's, in
+// every family.
+func newFlows(t *testing.T, l *labtest.Lab, ns string, nodes []labtest.Node) {
+	t.Helper()
+	for i := range nodes {
+		from, to := "stays-"+nodes[i].Name(), "stays-"+nodes[(i+1)%len(nodes)].Name()
+		var p labtest.Pod
+		l.Get(t, &p, "pod", to, "-n", ns)
+		for _, a := range p.Status.PodIPs {
+			out := l.Kubectl(t, "exec", "-n", ns, from, "--", "/traffic/traffic", "send", "--to", a.IP.String(),
+				"--port", strconv.Itoa(trafficPort), "--rate", "100", "--duration", "1s")
+			var r trafficReport
+			if err := readReport(out, &r); err != nil {
+				t.Fatalf("%s to %s: %v: %s", from, to, err, out)
+			}
+			if r.Sent == 0 || r.Lost > 0 || r.TCPBytes == 0 || r.TCPResets > 0 {
+				t.Errorf("%s to %s (%s), opened without an agent: %+v", from, to, a.IP, r)
+			}
+		}
 	}
 }
 

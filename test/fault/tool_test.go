@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -34,6 +36,7 @@ func tool(args []string) error {
 	}
 	verbs := map[string]func([]string) error{
 		"agent-pid":    agentPid,     // prints the agent's PID in the node
+		"kill-next":    killNext,     // OLD AFTER: kills the agent that follows process OLD so long after its start; prints its PID
 		"edit-ep":      editEndpoint, // ADDRESS FIELD=VALUE: prints the arguments of put
 		"edit-ipcache": editIPCache,  // ADDRESS FIELD=VALUE: prints the arguments of put
 		"edit-nat":     editNAT,      // off | OLD NEW: IPv4 addresses that flows get; prints the arguments of put
@@ -51,9 +54,17 @@ func tool(args []string) error {
 }
 
 func agentPid([]string) error {
+	pid, err := findAgent()
+	if err == nil {
+		fmt.Println(pid)
+	}
+	return err
+}
+
+func findAgent() (string, error) {
 	procs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
-		return err
+		return "", err
 	}
 	for _, p := range procs {
 		exe, err := os.Readlink(p + "/exe")
@@ -67,10 +78,39 @@ func agentPid([]string) error {
 		if argv := strings.Split(string(cmd), "\x00"); len(argv) > 1 && argv[1] == "init" {
 			continue
 		}
-		fmt.Println(filepath.Base(p))
-		return nil
+		return filepath.Base(p), nil
 	}
-	return errors.New("no process runs weft-agent")
+	return "", errors.New("no process runs weft-agent")
+}
+
+func killNext(args []string) error {
+	if len(args) != 2 {
+		return errors.New("want OLD AFTER")
+	}
+	after, err := time.ParseDuration(args[1])
+	if err != nil {
+		return err
+	}
+	end := time.After(time.Minute)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		pid, err := findAgent()
+		if err == nil && pid != args[0] {
+			n, err := strconv.Atoi(pid)
+			if err != nil {
+				return err
+			}
+			<-time.After(after)
+			fmt.Println(pid)
+			return syscall.Kill(n, syscall.SIGKILL)
+		}
+		select {
+		case <-end:
+			return fmt.Errorf("no agent follows process %s", args[0])
+		case <-tick.C:
+		}
+	}
 }
 
 // edit changes one row in place and prints what puts the old one back.
