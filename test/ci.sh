@@ -35,7 +35,7 @@ finish() {
 trap finish EXIT
 
 if [ "$what" = full ]; then
-	export WEFT_RESTARTS=50 E2E_TIMEOUT=90m
+	export WEFT_RESTARTS=50 WEFT_KILL_ROUNDS=50 WEFT_FLOOD_SYNS=1000000 E2E_TIMEOUT=150m
 else
 	export WEFT_BREAKS_EVERY=6
 fi

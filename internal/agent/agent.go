@@ -62,6 +62,7 @@ type Agent struct {
 	watcher   *link.DeviceWatcher
 	devices   *nodeDevices
 	overlay   *overlay
+	floods    *floodWatch
 	masq      *masquerader
 	derive    *deriver
 
@@ -328,6 +329,7 @@ func (a *Agent) newLoops() (err error) {
 	if err != nil {
 		return err
 	}
+	a.floods = a.newFloodWatch()
 	a.newHealth()
 	a.cni, err = server.New(server.Params{
 		Socket: a.opts.Paths.cniSocket(), QueueDir: a.opts.Paths.queue(), UnreachableFile: a.opts.Paths.unreachable(),
@@ -430,7 +432,7 @@ func (a *Agent) background(ctx context.Context, g *errgroup.Group) {
 		a.derive.Run, a.ipcacheLoop.Run, a.routesLoop.Run,
 		a.reflect.Run, a.publisher.Run, a.publishEndpoints,
 		a.followNode, a.followDevices, a.followMTU, a.followRoutes, a.followOverlay, a.followForward, a.checkCilium, a.runGate, a.markReady,
-		a.peers.Run, a.readEvents, a.scrub, a.maintain, a.sendReports, a.followLedger, a.followPools, a.followNodeRoutes, a.followLeaks, a.masq.run,
+		a.peers.Run, a.readEvents, a.scrub, a.followFloods, a.maintain, a.sendReports, a.followLedger, a.followPools, a.followNodeRoutes, a.followLeaks, a.masq.run,
 	} {
 		g.Go(func() error { return f(ctx) })
 	}

@@ -3,9 +3,11 @@
 package maps
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -176,6 +178,73 @@ func (m *CTMap) PurgeAddrs(addrs ...netip.Addr) (int, error) {
 		}
 	}
 	return n, errors.Join(errs...)
+}
+
+// Young is an endpoint's part of the small tables.
+type Young struct {
+	Endpoint uint16
+	Opened   int // connections that it opened
+	Received int // that others opened to it
+	Peers    int // addresses at the other ends
+}
+
+// YoungCapacity is how many connections a small table has room for.
+func (m *CTMap) YoungCapacity() int { return int(m.new4.MaxEntries()) }
+
+// Young tells whose the connections are that did not go on after an answer.
+func (m *CTMap) Young() ([]Young, error) {
+	type peer struct {
+		endpoint uint16
+		addr     netip.Addr
+	}
+	by, peers := map[uint16]*Young{}, map[peer]bool{}
+	count := func(id uint16, opened bool, other netip.Addr) {
+		if id == 0 {
+			return
+		}
+		y := by[id]
+		if y == nil {
+			y = &Young{Endpoint: id}
+			by[id] = y
+		}
+		if opened {
+			y.Opened++
+		} else {
+			y.Received++
+		}
+		if p := (peer{id, other}); !peers[p] {
+			peers[p] = true
+			y.Peers++
+		}
+	}
+	add := func(pair [2]netip.Addr, v object.DatapathWeftCt) {
+		src, dst := pair[0], pair[1]
+		if v.Flags&ctOpenerHi != 0 {
+			src, dst = dst, src
+		}
+		count(v.SrcEndpoint, true, dst)
+		count(v.DstEndpoint, false, src)
+	}
+	err4 := batches(m.new4, func(ks []object.DatapathWeftCt4Key, vs []object.DatapathWeftCt) bool {
+		for i, k := range ks {
+			add([2]netip.Addr{addr4(k.Addr[0]), addr4(k.Addr[1])}, vs[i])
+		}
+		return true
+	})
+	err6 := batches(m.new6, func(ks []object.DatapathWeftCt6Key, vs []object.DatapathWeftCt) bool {
+		for i, k := range ks {
+			add([2]netip.Addr{addr6(k.Addr[0]), addr6(k.Addr[1])}, vs[i])
+		}
+		return true
+	})
+	out := make([]Young, 0, len(by))
+	for _, y := range by {
+		out = append(out, *y)
+	}
+	slices.SortFunc(out, func(a, b Young) int {
+		return cmp.Or(cmp.Compare(b.Opened+b.Received, a.Opened+a.Received), cmp.Compare(a.Endpoint, b.Endpoint))
+	})
+	return out, errors.Join(err4, err6)
 }
 
 // Sweep removes connections that expired, at most limit (0: all), and returns

@@ -59,3 +59,17 @@ func (m *MetricsMap) List() ([]MetricRow, error) {
 	}
 	return rows, nil
 }
+
+// Total returns how many packets a code was counted for, at all hooks together.
+func (m *MetricsMap) Total(code reason.Code) (n uint64, err error) {
+	var perCPU []object.DatapathWeftMetric
+	for _, h := range reason.Hooks() {
+		if err := m.m.Lookup(uint32(h)*codesPerHook+uint32(code), &perCPU); err != nil {
+			return 0, fmt.Errorf("map weft_metrics: %s: %w", h, err)
+		}
+		for _, c := range perCPU {
+			n += c.Packets
+		}
+	}
+	return n, nil
+}
