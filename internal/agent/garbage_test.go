@@ -125,7 +125,10 @@ func TestGarbageInMaps(t *testing.T) {
 	if !node(t) {
 		return
 	}
-	o, _ := newNode(t, map[string]string{"enable-bpf-masquerade": "true", "enable-ipv4-masquerade": "true", "enable-ipv6-masquerade": "true"})
+	o, _ := newNode(t, map[string]string{
+		"enable-bpf-masquerade": "true", "enable-ipv4-masquerade": "true", "enable-ipv6-masquerade": "true",
+		"ipv4-native-routing-cidr": "10.244.0.0/16", "ipv6-native-routing-cidr": "fd00::/32",
+	})
 	api := apiservertest.Start(t)
 	api.InstallCRDs("../../install/helm/weft/crds")
 	o.Paths.Credentials = api.CredentialsDir

@@ -210,7 +210,9 @@ func (m *NATMap) SetDevices(devs []NATDevice) error {
 			}
 		}
 	}
-	for i := 1; i < natSlots; i++ {
+	slots[0] = object.DatapathWeftNatAddress{}
+	for i := range slots {
+		slots[i].Pad = 0
 		if err := put(m.addresses, uint32(i), slots[i]); err != nil {
 			return err
 		}

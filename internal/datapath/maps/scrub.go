@@ -14,18 +14,18 @@ import (
 
 // Scrubbed counts what Scrub removed.
 type Scrubbed struct {
-	Conntrack, NAT, Devices, Fragments int
+	Conntrack, NAT, Devices, Fragments, Networks int
 }
 
 // Total is the sum of all.
-func (s Scrubbed) Total() int { return s.Conntrack + s.NAT + s.Devices + s.Fragments }
+func (s Scrubbed) Total() int { return s.Conntrack + s.NAT + s.Devices + s.Fragments + s.Networks }
 
 // Scrub removes what no program of ours can have written, or what outlived its
 // endpoint, from the maps that nothing else compares with what is wanted:
 // connections and translations whose endpoint is not there, has another
 // generation or another address; those that would live longer than any timeout;
-// devices that lead to no endpoint of theirs. The programs believe none of
-// these but the last kind, so this gives room back and keeps lists true. It is
+// devices that lead to no endpoint of theirs; addresses among the networks, where
+// no reconciler looks for them. It is
 // safe while packets fly and pods come: an entry is judged by its endpoint's row
 // as it is right before it is removed.
 func (s *Set) Scrub() (Scrubbed, error) {
@@ -34,11 +34,12 @@ func (s *Set) Scrub() (Scrubbed, error) {
 		return Scrubbed{}, fmt.Errorf("scrub: %w", err)
 	}
 	var done Scrubbed
-	var errs [4]error
+	var errs [5]error
 	done.Conntrack, errs[0] = j.conntrack(s.CT)
 	done.NAT, errs[1] = j.nat(s.NAT)
 	done.Devices, errs[2] = j.devices()
 	done.Fragments, errs[3] = j.fragments(s)
+	done.Networks, errs[4] = j.networks(s.IPCache)
 	if err := errors.Join(errs[:]...); err != nil {
 		return done, fmt.Errorf("scrub: %w", err)
 	}
@@ -156,5 +157,12 @@ func (j *scrub) fragments(s *Set) (int, error) {
 	late := func(v object.DatapathWeftFrag) bool { return v.Expires < j.now || v.Expires > j.fragment } // nobody else collects them
 	n4, err4 := purge(s.raw[object.DatapathMapWeftFrag4], func(_ object.DatapathWeftFrag4Key, v object.DatapathWeftFrag) bool { return late(v) }, 0, nil)
 	n6, err6 := purge(s.raw[object.DatapathMapWeftFrag6], func(_ object.DatapathWeftFrag6Key, v object.DatapathWeftFrag) bool { return late(v) }, 0, nil)
+	return n4 + n6, errors.Join(err4, err6)
+}
+
+// networks removes single addresses from the tries: they belong to the hashes.
+func (j *scrub) networks(m *IPCacheMap) (int, error) {
+	n4, err4 := purge(m.net4, func(k object.DatapathWeftNet4Key, _ object.DatapathWeftIpcache) bool { return k.Prefixlen == 32 }, 0, nil)
+	n6, err6 := purge(m.net6, func(k object.DatapathWeftNet6Key, _ object.DatapathWeftIpcache) bool { return k.Prefixlen == 128 }, 0, nil)
 	return n4 + n6, errors.Join(err4, err6)
 }

@@ -105,6 +105,9 @@ func TestScrub(t *testing.T) {
 	plant("over", "weft_frag4", object.DatapathWeftFrag4Key{Id: 2}, object.DatapathWeftFrag{Expires: now - 1}, false)
 	plant("longer than any", "weft_frag4", object.DatapathWeftFrag4Key{Id: 3}, object.DatapathWeftFrag{Expires: now + 100}, false)
 	gone.Fragments = 2
+	plant("a network", "weft_net4", object.DatapathWeftNet4Key{Prefixlen: 24, Addr: raw("10.2.0.0")}, object.DatapathWeftIpcache{Kind: 4}, true)
+	plant("an address", "weft_net4", object.DatapathWeftNet4Key{Prefixlen: 32, Addr: other}, object.DatapathWeftIpcache{Kind: 4}, false)
+	gone.Networks = 1
 
 	got, err := s.Scrub()
 	must(t, err)
