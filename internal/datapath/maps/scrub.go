@@ -153,11 +153,17 @@ func (j *scrub) devices() (int, error) {
 	}, 0, nil)
 }
 
-func (j *scrub) fragments(s *Set) (int, error) {
-	late := func(v object.DatapathWeftFrag) bool { return v.Expires < j.now || v.Expires > j.fragment } // nobody else collects them
-	n4, err4 := purge(s.raw[object.DatapathMapWeftFrag4], func(_ object.DatapathWeftFrag4Key, v object.DatapathWeftFrag) bool { return late(v) }, 0, nil)
-	n6, err6 := purge(s.raw[object.DatapathMapWeftFrag6], func(_ object.DatapathWeftFrag6Key, v object.DatapathWeftFrag) bool { return late(v) }, 0, nil)
-	return n4 + n6, errors.Join(err4, err6)
+// fragments also collects what expired, which nobody else does, without counting it.
+func (j *scrub) fragments(s *Set) (n int, err error) {
+	match := func(v object.DatapathWeftFrag) bool {
+		if v.Expires > j.fragment {
+			n++
+		}
+		return v.Expires < j.now || v.Expires > j.fragment
+	}
+	_, err4 := purge(s.raw[object.DatapathMapWeftFrag4], func(_ object.DatapathWeftFrag4Key, v object.DatapathWeftFrag) bool { return match(v) }, 0, nil)
+	_, err6 := purge(s.raw[object.DatapathMapWeftFrag6], func(_ object.DatapathWeftFrag6Key, v object.DatapathWeftFrag) bool { return match(v) }, 0, nil)
+	return n, errors.Join(err4, err6)
 }
 
 // networks removes single addresses from the tries: they belong to the hashes.
