@@ -124,6 +124,29 @@ static __always_inline int F(judge_from_pod)(struct __sk_buff *skb, struct F(jud
 	return F(from_pod_new)(skb, j, cfg, now, r);
 }
 
+#if FAMILY == 6
+/* Sees to it that the stack forwards what it is left; see lib/jumbo.h. */
+static __always_inline int from_pod_jumbo(struct __sk_buff *skb, const struct pkt6 *k, const struct weft_config *cfg,
+					  struct report *r, int code)
+{
+	const struct weft_endpoint *row;
+	bool syn = k->p.proto == IPPROTO_TCP && (k->p.tcp_flags & TCP_SYN) && (cfg->flags & CONFIG_BIG_TCP6);
+
+	if (!k->p.saved && !syn)
+		return code;
+	row = endpoint(r->endpoint);
+	if (!row)
+		return code;
+	if (code == VERDICT_STACK && jumbo_too_big(skb, k, row->mtu)) {
+		r->mtu = row->mtu - JUMBO_LEN;
+		return DROP_TOO_BIG;
+	}
+	if (syn)
+		clamp_mss(skb, k, row->mtu);
+	return code;
+}
+#endif
+
 static __noinline int F(from_pod_ip)(struct __sk_buff *skb)
 {
 	const struct weft_config *cfg = config();
@@ -134,6 +157,10 @@ static __noinline int F(from_pod_ip)(struct __sk_buff *skb)
 	code = F(parse)(skb, &j.k);
 	if (!code)
 		code = cfg ? F(judge_from_pod)(skb, &j, cfg, &r) : VERDICT_STACK;
+#if FAMILY == 6
+	if (cfg)
+		code = from_pod_jumbo(skb, &j.k, cfg, &r, code);
+#endif
 	if (code == DROP_TOO_BIG)
 		r.told = F(send_too_big)(skb, &j.k, r.mtu, HOOK_FROM_POD);
 	return F(finish)(skb, &j.k, &r, HOOK_FROM_POD, code);

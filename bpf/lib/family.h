@@ -37,6 +37,7 @@
 #include "nat_rewrite.h"
 #include "nat_ip.h"
 #if FAMILY == 6
+#include "jumbo.h"
 #include "nd.h"
 #endif
 #include "../pod_ip.h"

@@ -87,8 +87,8 @@ static __always_inline int F(parse_net)(struct __sk_buff *skb, struct F(pkt) *k)
 	k->saddr = k->src = ip.saddr;
 	k->daddr = k->dst = ip.daddr;
 	k->p.len = avail;
-	/* BIG TCP leaves 0 here (DATAPATH rule 4). */
-	k->p.total = ip.tot_len ? bpf_ntohs(ip.tot_len) : avail;
+	/* BIG TCP leaves 0 here (DATAPATH rule 4); of anything but a super-packet the kernel takes no 0 either. */
+	k->p.total = ip.tot_len || !skb->gso_size ? bpf_ntohs(ip.tot_len) : avail;
 	k->p.proto = k->p.frag_proto = ip.protocol;
 	k->p.ttl = ip.ttl;
 	k->p.l4 = ETH_LEN + ip.ihl * 4;

@@ -66,7 +66,7 @@ struct weft_config {
 	__u32 unanswered;     /* ticks; all else, unanswered */
 	__u32 fragment;	      /* ticks; ports of a first fragment */
 	__u32 node_v4;	     /* source of the ICMP errors that we build; 0: none */
-	__u32 spare;
+	__u32 flags;	     /* CONFIG_* */
 	struct v6addr node_v6;
 	struct v6addr tunnel_local; /* this node as the overlay's nodes know it; IPv4 mapped into IPv6 */
 	__u32 tunnel_ifindex;	    /* of the tunnel device; 0: nothing is sent by the overlay */
@@ -79,6 +79,9 @@ struct weft_config {
 	__u16 nat_min;	/* host order; ports that are given to masqueraded flows */
 	__u16 nat_max;
 };
+
+/* IPv6 super-packets may be larger than 64 KiB: BIG TCP. */
+#define CONFIG_BIG_TCP6 (1U << 0)
 
 /* Pods of nodes that take part in the overlay are believed only if they come by it. */
 #define TUNNEL_STRICT (1U << 0)

@@ -171,6 +171,9 @@ func TestSuperPackets(t *testing.T) {
 		// BIG TCP: no length in the header.
 		p.TotalLen = new(0)
 		n.want(n.packet(reason.FromPod, n.a, p, withGSO(1400)), reason.FromPod, reason.Neigh)
+		if fam == 4 { // no super-packet, no 0
+			n.want(n.packet(reason.FromPod, n.a, p), reason.FromPod, reason.Malformed)
+		}
 		if fam == 6 { // older kernels put a jumbogram header in, which no segment carries
 			p.Ext = []frame.Ext{{Type: frame.HopByHop, Body: []byte{0xc2, 4, 0, 0, 12, 0}}}
 			n.want(n.packet(reason.FromPod, n.a, p, withGSO(1500-header-20)), reason.FromPod, reason.Neigh)

@@ -43,27 +43,7 @@ func resizePod(v Veth, index int) error {
 	if v.Netns == "" {
 		return nil
 	}
-	ns, err := openNetns(v.Netns)
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	err = inside(ns, func() error {
-		c, err := rtnl.Dial()
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		end, err := podEnd(c, v, index)
-		if err != nil {
-			return err
-		}
-		return resize(c, end.index, v.MTU)
-	})
-	if err != nil {
-		return fmt.Errorf("link %s in %s: %w", v.IfName, v.Netns, err)
-	}
-	return nil
+	return insidePod(v, index, func(c *rtnl.Conn, pod int) error { return resize(c, pod, v.MTU) })
 }
 
 func resize(c *rtnl.Conn, index, mtu int) error {

@@ -32,6 +32,7 @@ type Veth struct {
 	Netns      string // path of the pod's network namespace
 	IfName     string // inside it
 	MTU        int    // bytes, of both ends
+	BigTCP     BigTCP // of both ends
 	HostMAC    net.HardwareAddr
 	MAC        net.HardwareAddr
 }
@@ -122,6 +123,9 @@ func (l *Links) create(c *rtnl.Conn, v Veth, ns netns.NsHandle) error {
 		c.Attr(unix.IFLA_ADDRESS, mac)
 		c.Uint32(unix.IFLA_NUM_TX_QUEUES, 1)
 		c.Uint32(unix.IFLA_NUM_RX_QUEUES, 1)
+		if v.BigTCP != (BigTCP{}) {
+			v.BigTCP.Sizes().append(c)
+		}
 	}
 	c.Begin("", unix.RTM_NEWLINK, rtnl.New, rtnl.Link(0, 0, 0))
 	end(v.HostIfName, v.HostMAC)

@@ -32,8 +32,11 @@ type Config struct {
 	ICMPRate  int        `json:"icmpRate"`  // packet-too-big messages a second and CPU
 	NodeIPv4  netip.Addr `json:"nodeIPv4"`  // source of those; invalid: the gateway's address
 	NodeIPv6  netip.Addr `json:"nodeIPv6"`
-	Timeouts  Timeouts   `json:"timeouts"`
-	Overlay   Overlay    `json:"overlay"`
+	// BigTCP6: IPv6 super-packets may be larger than 64 KiB. Pods' connections
+	// then leave room for the header that marks them.
+	BigTCP6  bool     `json:"bigTCP6"`
+	Timeouts Timeouts `json:"timeouts"`
+	Overlay  Overlay  `json:"overlay"`
 	// Masquerade is off where it is zero.
 	Masquerade Masquerade `json:"masquerade"`
 }
@@ -72,6 +75,9 @@ type Overlay struct {
 	// network instead.
 	Strict bool `json:"strict"`
 }
+
+// flagBigTCP6 is CONFIG_BIG_TCP6 of bpf/lib/types.h.
+const flagBigTCP6 = 1 << 0
 
 // flagStrict is TUNNEL_STRICT of bpf/lib/types.h.
 const flagStrict = 1 << 0
@@ -153,6 +159,9 @@ func (c *ConfigMap) Set(cfg Config) error {
 	if row.NatSeed, err = c.seed(); err != nil {
 		return err
 	}
+	if cfg.BigTCP6 {
+		row.Flags |= flagBigTCP6
+	}
 	if cfg.Overlay.Strict {
 		row.TunnelFlags |= flagStrict
 	}
@@ -197,6 +206,7 @@ func (c *ConfigMap) Get() (Config, error) {
 		IfIndex: int(row.TunnelIfindex), MTU: int(row.TunnelMtu), Local: unmapped(row.TunnelLocal),
 		Strict: row.TunnelFlags&flagStrict != 0,
 	}
+	cfg.BigTCP6 = row.Flags&flagBigTCP6 != 0
 	if row.NodeV4 != 0 {
 		cfg.NodeIPv4 = addr4(row.NodeV4)
 	}

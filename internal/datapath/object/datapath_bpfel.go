@@ -31,7 +31,7 @@ type DatapathWeftConfig struct {
 	Unanswered    uint32
 	Fragment      uint32
 	NodeV4        uint32
-	Spare         uint32
+	Flags         uint32
 	NodeV6        DatapathV6addr
 	TunnelLocal   DatapathV6addr
 	TunnelIfindex uint32
