@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * IPv6's super-packets of more than 64 KiB carry a jumbo header (RFC 2675) on
- * kernels before 7.0, which no segment has. A kernel that forwards one counts it
+ * older kernels (6.18 is one), which no segment has. A kernel that forwards one counts it
  * nevertheless (ip6_forward: skb_gso_validate_network_len), finds full segments
  * 8 bytes too long and answers with the MTU that the sender knows already: the
  * connection hangs. Segments of pods leave these 8 bytes free. Included for IPv6 alone.

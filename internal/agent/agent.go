@@ -64,6 +64,7 @@ type Agent struct {
 	overlay   *overlay
 	floods    *floodWatch
 	masq      *masquerader
+	bigTCP    *bigTCP
 	derive    *deriver
 
 	client    *k8s.Client
@@ -250,6 +251,8 @@ func (a *Agent) newDatapath(ctx context.Context) (err error) {
 	// Before the overlay: what it changes is configured together with this.
 	a.masq = newMasquerader(a.cfg, a.dp.Maps().NAT, reservation{a.links, a.opts.Paths.reserved()}, a.opts.Paths.MasqAgent, a.log)
 	a.masq.Set(a.enabled(a.mem.Addrs), devs)
+	a.bigTCP = newBigTCP(a.cfg, a.links, a.opts.Paths.bounds(), a.log)
+	_ = a.bigTCP.apply(selectedIndexes(devs)) // shown by its component, and tried again
 	if err := a.newOverlay(); err != nil {
 		return err
 	}
@@ -263,7 +266,7 @@ func (a *Agent) newDatapath(ctx context.Context) (err error) {
 		Node: a.opts.NodeName,
 		Settings: endpoint.Settings{
 			Families: ipam.Families{V4: a.fam.v4, V6: a.fam.v6},
-			MTU:      a.mtu, Claimed: a.claimed, NoRange: a.noRange, Remedy: a.remedy(), Pools: a.chooser(),
+			MTU:      a.mtu, BigTCP: a.bigTCP.Pods, Claimed: a.claimed, NoRange: a.noRange, Remedy: a.remedy(), Pools: a.chooser(),
 		},
 		State:    endpoint.State{Path: a.opts.Paths.endpoints(), DB: a.t.db, Endpoints: a.t.endpoints},
 		Links:    a.links,
@@ -431,7 +434,7 @@ func (a *Agent) background(ctx context.Context, g *errgroup.Group) {
 	for _, f := range []func(context.Context) error{
 		a.derive.Run, a.ipcacheLoop.Run, a.routesLoop.Run,
 		a.reflect.Run, a.publisher.Run, a.publishEndpoints,
-		a.followNode, a.followDevices, a.followMTU, a.followRoutes, a.followOverlay, a.followForward, a.checkCilium, a.runGate, a.markReady,
+		a.followNode, a.followDevices, a.followMTU, a.followBigTCP, a.followRoutes, a.followOverlay, a.followForward, a.checkCilium, a.runGate, a.markReady,
 		a.peers.Run, a.readEvents, a.scrub, a.followFloods, a.maintain, a.sendReports, a.followLedger, a.followPools, a.followNodeRoutes, a.followLeaks, a.masq.run,
 	} {
 		g.Go(func() error { return f(ctx) })
@@ -512,6 +515,7 @@ func (a *Agent) configure(addrs []netip.Addr) error {
 		}
 	}
 	c.Overlay = a.overlay.config()
+	c.BigTCP6 = a.bigTCP.Pods().IPv6 > 0
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.listening > 0 {

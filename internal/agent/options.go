@@ -60,6 +60,7 @@ func (p Paths) unreachable() string { return filepath.Join(p.Run, filepath.Base(
 func (p Paths) endpoints() string   { return filepath.Join(p.Run, "endpoints.json") }
 func (p Paths) node() string        { return filepath.Join(p.Run, "node.json") }
 func (p Paths) reserved() string    { return filepath.Join(p.Run, "reserved-ports") }
+func (p Paths) bounds() string      { return filepath.Join(p.Run, "super-packets.json") }
 func (p Paths) lock() string        { return filepath.Join(p.Run, "agent.lock") }
 func (p Paths) conflist() string    { return filepath.Join(p.CNIConf, cni.ConflistName) }
 func (p Paths) plugin() string      { return filepath.Join(p.CNIBin, cni.PluginType) }

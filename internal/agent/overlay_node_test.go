@@ -81,7 +81,7 @@ func TestTunnelMode(t *testing.T) {
 	if !node(t) {
 		return
 	}
-	o, _ := newNode(t, map[string]string{"routing-mode": "tunnel"})
+	o, _ := newNode(t, map[string]string{"routing-mode": "tunnel", "enable-ipv4-big-tcp": "true"})
 	api := apiservertest.Start(t)
 	api.InstallCRDs("../../install/helm/weft/crds")
 	o.Paths.Credentials = api.CredentialsDir
@@ -101,6 +101,7 @@ func TestTunnelMode(t *testing.T) {
 	if c := s.component("Routing"); c.State != rpc.StateOK || !strings.Contains(c.Message, "tunnel (vxlan:8472:ipv4), 1 of 1 other nodes take part") {
 		t.Errorf("status: %+v", c)
 	}
+	tunnelBounds(t, s)
 	pod := addPod(t, s, api, "one")
 	ping(t, pod)
 	for _, dev := range []string{link.TunnelDevice, "lxc_health"} {
@@ -146,6 +147,10 @@ func TestTunnelMode(t *testing.T) {
 	if c := s.component("Datapath"); c.State != rpc.StateOK {
 		t.Errorf("status: %+v", c)
 	}
+	eventually(t, "BIG TCP, once the overlay is over", func() (bool, any) {
+		c := s.component("BIG TCP")
+		return c.State == rpc.StateOK || bounds(t, s, "eth0").GSO4 == 0, c
+	})
 	s.end()
 
 	set(t, o, "routing-mode", "tunnel")

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-net/weft/internal/config"
 	"github.com/weft-net/weft/internal/datapath"
 	"github.com/weft-net/weft/internal/datapath/link"
 )
@@ -81,6 +82,7 @@ func (u *uninstaller) network(ctx context.Context) {
 			u.told("reserved ports", "of masqueraded flows")
 		}
 	}
+	u.bounds(links)
 	routes, err := links.ListRoutes()
 	if err != nil {
 		u.failed(err)
@@ -118,6 +120,19 @@ func (u *uninstaller) network(ctx context.Context) {
 	} else if err == nil {
 		fmt.Fprintf(u.out, "chain %s is gone\n", link.ForwardChain)
 	}
+}
+
+// bounds gives the node's devices back what BIG TCP changed.
+func (u *uninstaller) bounds(links *link.Links) {
+	b := newBigTCP(&config.Config{}, links, u.o.Paths.bounds(), u.o.Log)
+	if _, err := os.Stat(b.notes.file); err != nil {
+		return
+	}
+	if err := b.apply(nil); err != nil {
+		u.failed(err)
+		return
+	}
+	u.told("bounds of super-packets", "on the node's devices")
 }
 
 func (u *uninstaller) pins() {

@@ -18,6 +18,7 @@ type Config struct {
 	Pool                 ClusterPool  // of mode cluster-pool
 	Pools                MultiPool    // of mode multi-pool
 	MTU                  int          `key:"mtu"` // 0: from the devices
+	BigTCP               BigTCP       // super-packets beyond 64 KiB
 	EnableEndpointRoutes bool         `key:"enable-endpoint-routes"`
 	KubeProxyReplacement bool         `key:"kube-proxy-replacement"` // must be false for now
 	Devices              []string     `key:"devices"`                // globs; empty: found by address and default route

@@ -83,6 +83,8 @@ func TestRefusals(t *testing.T) {
 		{"ipv4-native-routing-cidr", "10.0.0.1/8", "write 10.0.0.0/8"},
 		{"ipv4-native-routing-cidr", "fd00::/8", "is of the other family"},
 		{"ipv6-native-routing-cidr", "fd00::/8", "its family is off"},
+		{"enable-ipv6-big-tcp", "true", "setting enable-ipv6-big-tcp: true needs enable-ipv6: set enableIPv6BIGTCP=false, or ipv6.enabled=true"},
+		{"enable-ipv4-big-tcp", "on", `"on" is neither true nor false`},
 		{"enable-ipv4-masquerade", "true", "set bpf.masquerade=true, or enableIPv4Masquerade=false"},
 		{"enable-ip-masq-agent", "true", "true needs enable-bpf-masquerade"},
 		{"masquerade-port-range", "30000-40000", "overlaps NodePorts"},

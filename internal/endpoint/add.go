@@ -124,6 +124,7 @@ func (m *Manager) make(ctx context.Context, op *operation, req AddRequest) (made
 	if err != nil {
 		return nil, err
 	}
+	v.BigTCP = m.p.Settings.BigTCP()
 	if ep.HostIfIndex, err = m.p.Links.Create(v); err != nil {
 		return nil, err
 	}
@@ -134,13 +135,7 @@ func (m *Manager) make(ctx context.Context, op *operation, req AddRequest) (made
 	if err := m.install(ep, &undo, op.rest); err != nil {
 		return nil, err
 	}
-	if mtu := m.p.Settings.MTU(); mtu != ep.MTU { // a device changed meanwhile, and FollowMTU did not see ep
-		if err := m.resize(ep, mtu); err != nil {
-			m.log.Warn("endpoint has an MTU that is not the node's any more", "endpoint", ep.ID, "mtu", ep.MTU, "want", mtu, "error", err)
-		} else if now := m.find(ep.ContainerID, ep.IfName); now != nil {
-			ep = now
-		}
-	}
+	ep = m.catchUp(ep, v)
 	m.publish(ep, false)
 	m.log.Info("endpoint added", "endpoint", ep.ID, "name", ep.Name(), "ipv4", ep.IPv4, "ipv6", ep.IPv6, "link", ep.HostIfName)
 	return ep, nil

@@ -94,6 +94,9 @@ type Settings struct {
 	// MTU of pods' devices in bytes. It is asked at each Add, because the
 	// node's devices may change.
 	MTU func() int
+	// BigTCP is how large their super-packets may grow. It is asked at each Add
+	// too; nil leaves the kernel's default.
+	BigTCP func() link.BigTCP
 	// Claimed reports that an address belongs to an object of a pod that is
 	// gone, so that it must not be given again yet (DATAPATH rule 15). May be nil.
 	Claimed func(netip.Addr) bool

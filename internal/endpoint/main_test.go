@@ -175,6 +175,7 @@ type world struct {
 	side   *faulty
 	dir    string // of the state file
 	mtu    int    // of the node
+	big    link.BigTCP
 	links  *link.Links
 	log    bytes.Buffer
 	logMu  sync.Mutex
@@ -263,7 +264,8 @@ func (w *world) bare() *endpoint.Manager {
 		Node: "n1", Links: w.links, Datapath: w.side, Rows: w.side,
 		Settings: endpoint.Settings{
 			Families: ipam.Families{V4: true, V6: true}, MTU: func() int { return w.mtu },
-			Now: func() time.Time { return w.clock },
+			BigTCP: func() link.BigTCP { return w.big },
+			Now:    func() time.Time { return w.clock },
 		},
 		State: endpoint.State{Path: w.path(), DB: db, Endpoints: eps},
 		Log:   slog.New(slog.NewTextHandler(w, nil)),

@@ -63,6 +63,9 @@ func New(p Params) (*Manager, error) {
 	if p.Settings.Now == nil {
 		p.Settings.Now = time.Now
 	}
+	if p.Settings.BigTCP == nil {
+		p.Settings.BigTCP = func() link.BigTCP { return link.BigTCP{} }
+	}
 	if p.Settings.Concurrency == 0 {
 		p.Settings.Concurrency = defaultConcurrency
 	}
