@@ -92,6 +92,8 @@ cluster-pool-acknowledged-overlaps: {{ include "weft.words" .acknowledgedOverlap
 cluster-pool-quarantine: {{ .quarantine | quote }}
 {{- end }}
 mtu: {{ .Values.MTU | int | quote }}
+enable-ipv4-big-tcp: {{ .Values.enableIPv4BIGTCP | quote }}
+enable-ipv6-big-tcp: {{ .Values.enableIPv6BIGTCP | quote }}
 enable-endpoint-routes: {{ .Values.endpointRoutes.enabled | quote }}
 kube-proxy-replacement: {{ .Values.kubeProxyReplacement | quote }}
 devices: {{ include "weft.words" .Values.devices | quote }}

@@ -61,6 +61,11 @@ weft.validate fails with one line for each value that Weft does not honour.
 {{- $add = append $add (printf "bpf.masquerade=true: with routingMode=native it needs %s, the range in which the network routes pods' addresses; set it, or ipMasqAgent.enabled=true, or %s=false" $cidr $key) -}}
 {{- end -}}
 {{- end -}}
+{{- range $f := list "4" "6" -}}
+{{- if and (get $v (printf "enableIPv%sBIGTCP" $f)) (not (get $v (printf "ipv%s" $f)).enabled) -}}
+{{- $add = append $add (printf "enableIPv%sBIGTCP=true: has no effect without ipv%s.enabled=true; set it too" $f $f) -}}
+{{- end -}}
+{{- end -}}
 {{- if and $v.ipMasqAgent.enabled (not $v.bpf.masquerade) -}}
 {{- $add = append $add "ipMasqAgent.enabled=true: has no effect without bpf.masquerade=true; set it too" -}}
 {{- end -}}
