@@ -31,7 +31,7 @@ var sections = []struct{ name, script string }{
 	{"tcx", toolPath + ` hooks | sed -E 's/ [0-9]+$//'`},
 	{"hooks", `bpftool net show | sed -E 's/ id [0-9]+//; s/ (prog|link)_id [0-9]+//g; s/\([0-9]+\)/()/'`},
 	{"cgroup programs", `for d in /sys/fs/cgroup /sys/fs/cgroup/unified; do bpftool cgroup tree $d 2>/dev/null | sed -E 's/^[0-9]+ +//' || true; done`},
-	{"links", `ip -o -d link show | sed -E 's/^[0-9]+: //; s/ (tx|rx|gso|gro|numtxqueues|numrxqueues)[a-z_0-9]* [0-9]+//g; s/@if[0-9]+/@if/; s/ group [a-z]+//; s/ (port_id|switchid|portid) .*//'`},
+	{"links", `ip -o -d link show | sed -E 's/^[0-9]+: //; s/ (tx|rx|numtxqueues|numrxqueues)[a-z_0-9]* [0-9]+//g; s/@if[0-9]+/@if/; s/ group [a-z]+//; s/ (port_id|switchid|portid) .*//'`},
 	{"aliases", `ip link show | grep -o 'alias .*' || true`},
 	{"addresses", `ip -o addr show | sed -E 's/^[0-9]+: //; s/ valid_lft.*//; s/\\.*//'`},
 	{"routes", `ip -4 route show table all; ip -6 route show table all | sed -E 's/ expires [0-9]+sec//'`},

@@ -43,12 +43,12 @@ func uninstallLab(t *testing.T) *labtest.Lab {
 	return l
 }
 
-// install runs the repository's own script for it.
-func install(t *testing.T, l *labtest.Lab) {
+// install runs the repository's own script for it, with more arguments for helm.
+func install(t *testing.T, l *labtest.Lab, args ...string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(filepath.Dir(l.Build)), "test", "install.sh"), l.Name)
+	cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(filepath.Dir(l.Build)), "test", "install.sh"), append([]string{l.Name}, args...)...)
 	cmd.WaitDelay = 5 * time.Second
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("install: %v\n%s", err, out)
@@ -66,7 +66,7 @@ func TestUninstallLeavesNothing(t *testing.T) {
 	}
 	objects := clusterObjects(t, l)
 
-	install(t, l)
+	install(t, l, "--set", "enableIPv4BIGTCP=true,enableIPv6BIGTCP=true") // it changes the node's devices
 	const ns = "weft-uninstall"
 	// It goes with the lab: pods that are left cannot end without a network.
 	l.Kubectl(t, "create", "namespace", ns)
