@@ -4,10 +4,10 @@ package maps_test
 
 import (
 	"encoding/binary"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -127,7 +127,7 @@ func TestScrub(t *testing.T) {
 // BenchmarkScrub tells what a look through a full table costs.
 func BenchmarkScrub(b *testing.B) {
 	for _, n := range []int{1 << 12, 1 << 17} {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
 			s := newSetOf(b, weftmaps.Sizes{CT: n, CTNew: 1024, Fragments: 64, IPCache: 4, Networks: 4, Events: 4096})
 			must(b, s.Config.Set(weftmaps.DefaultConfig()))
 			must(b, s.Endpoints.Upsert(row(1, 10)))
