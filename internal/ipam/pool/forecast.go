@@ -6,6 +6,8 @@ import (
 	"math"
 	"net/netip"
 	"time"
+
+	"github.com/weft-net/weft/internal/forecast"
 )
 
 // Usage is what a pool's blocks of one family are used for. Counts saturate at
@@ -99,24 +101,17 @@ func plus(a, b uint64) uint64 {
 	return a + b
 }
 
-// lasts extrapolates the growth since the oldest sample. held is counted anew,
-// as the last sample may be an hour old.
+// lasts forecasts from the samples and what is held now, as the last sample may
+// be an hour old.
 func lasts(growth []Sample, now time.Time, free uint64, held int, v6 bool) time.Duration {
-	if len(growth) == 0 {
-		return 0
+	samples := make([]forecast.Sample, 0, len(growth)+1)
+	for _, g := range growth {
+		n := g.V4
+		if v6 {
+			n = g.V6
+		}
+		samples = append(samples, forecast.Sample{At: g.At, Used: float64(n)})
 	}
-	first := growth[0].V4
-	if v6 {
-		first = growth[0].V6
-	}
-	since := now.Sub(growth[0].At)
-	if since < minGrowth || held <= first {
-		return 0
-	}
-	left := float64(free) / float64(held-first) * float64(since)
-	const most = 100 * 365 * 24 * time.Hour
-	if left > float64(most) {
-		return 0 // nobody plans for that
-	}
-	return time.Duration(left)
+	left, _ := forecast.Lasts(append(samples, forecast.Sample{At: now, Used: float64(held)}), float64(free), minGrowth)
+	return left
 }
