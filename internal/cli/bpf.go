@@ -55,6 +55,12 @@ func (a *app) bpfCommand() *cobra.Command {
 				use: "flush", short: "Forget all masqueraded flows; those that go on take their ports again",
 				verb: []string{"bpf", "nat", "flush"}, local: a.flushNAT,
 			})),
+		group("map", "The maps themselves: how full they are and what they cost",
+			listCommand[maps.MapRow](a, listing{
+				use: "list", short: "List the maps with their entries, capacity and pressure (1: refuses or evicts)",
+				verb: []string{"bpf", "map", "list"}, path: rpc.PathBPFMaps,
+				offline: a.pinned(func(s *maps.Set) (any, error) { return s.Fill() }),
+			})),
 		group("metrics", "Packets and bytes by hook and reason",
 			listCommand[maps.MetricRow](a, listing{
 				use: "list", short: "List the counters",

@@ -72,6 +72,10 @@ func answers(last byte) map[string]any {
 			Proto: 6, Src: v4, Dst: addr("10.0.9.9"), SrcPort: 40000, DstPort: 80, Path: "fast", Answered: true, Expires: 90 * time.Second,
 			SrcIdentity: table.IdentityInit, DstIdentity: table.IdentityInit,
 		}},
+		rpc.PathBPFMaps: []maps.MapRow{
+			{Name: "weft_cfg", Type: "Array", Capacity: 1, Bytes: 4096},
+			{Name: "weft_ipc4", Type: "Hash", Capacity: 131072, Bytes: 1 << 20, Entries: new(104858), Pressure: new(0.8), WhenFull: maps.Refuses, FullIn: new(90 * time.Minute)},
+		},
 		rpc.PathBPFMetrics: []maps.MetricRow{{Hook: "from_pod", Class: "drop", Reason: "source-address", Packets: 3, Bytes: 180}},
 	}
 }
@@ -92,7 +96,7 @@ func TestListsGolden(t *testing.T) {
 	var b strings.Builder
 	for _, line := range []string{
 		"endpoint list", "endpoint get 7", "endpoint list -o yaml", "node list", "bpf endpoint list", "bpf ipcache list",
-		"bpf ct list", "bpf ct list global", "bpf metrics list", "status", "version",
+		"bpf ct list", "bpf ct list global", "bpf metrics list", "bpf map list", "status", "version",
 	} {
 		args := strings.Fields(line)
 		for where, r := range map[string]result{"node": n1.run(t, args...)} {

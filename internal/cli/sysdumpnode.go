@@ -82,7 +82,7 @@ func (a *app) collectPins(ar *archive) {
 		"ipcache":  func() (any, error) { return s.IPCache.List() },
 		"ct":       func() (any, error) { return s.CT.List(0) },
 		"metrics":  func() (any, error) { return s.Metrics.List() },
-		"maps":     func() (any, error) { return s.Memory() },
+		"maps":     func() (any, error) { return s.Fill() },
 	} {
 		rows, err := read()
 		b, merr := json.Marshal(rows)

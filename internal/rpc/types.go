@@ -31,6 +31,7 @@ const (
 	PathBPFCT       = "/v1/bpf/ct"       // []maps.CTRow
 	PathBPFNAT      = "/v1/bpf/nat"      // []maps.NATRow
 	PathBPFMetrics  = "/v1/bpf/metrics"  // []maps.MetricRow
+	PathBPFMaps     = "/v1/bpf/maps"     // []maps.MapRow
 	PathMonitor     = "/v1/monitor"      // ?type=drop|trace&pod=NAMESPACE/NAME
 	PathConfig      = "/v1/config"       // config.Config in effect
 	PathIPAM        = "/v1/ipam"         // IPAM

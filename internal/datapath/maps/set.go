@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sort"
-	"strconv"
 	"syscall"
 
 	"github.com/cilium/ebpf"
@@ -85,37 +83,6 @@ func (s *Set) Close() error {
 		errs = append(errs, m.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// MapRow tells what one map holds and costs.
-type MapRow struct {
-	Name     string `json:"name"`
-	Type     string `json:"type"`
-	Capacity int    `json:"capacity"` // entries; of the ring buffer: bytes
-	Bytes    uint64 `json:"bytes"`    // kernel memory
-}
-
-// TableHeader names the columns of TableRow.
-func (MapRow) TableHeader() []string { return []string{"MAP", "TYPE", "CAPACITY", "BYTES"} }
-
-// TableRow renders the row under TableHeader.
-func (r MapRow) TableRow() []string {
-	return []string{r.Name, r.Type, strconv.Itoa(r.Capacity), strconv.FormatUint(r.Bytes, 10)}
-}
-
-// Memory tells the kernel memory of each map, in alphabetical order.
-func (s *Set) Memory() ([]MapRow, error) {
-	rows := make([]MapRow, 0, len(s.raw))
-	for name, m := range s.raw {
-		info, err := m.Info()
-		if err != nil {
-			return nil, fmt.Errorf("map %s: %w", name, err)
-		}
-		bytes, _ := info.Memlock()
-		rows = append(rows, MapRow{Name: name, Type: m.Type().String(), Capacity: int(m.MaxEntries()), Bytes: bytes})
-	}
-	sort.Slice(rows, func(i, j int) bool { return rows[i].Name < rows[j].Name })
-	return rows, nil
 }
 
 // dump reads a whole map in batches. Entries that come or go meanwhile may or

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/weft-net/weft/internal/datapath/reason"
+)
+
+// ProgramRun is how often a program ran, and how long in all.
+type ProgramRun struct {
+	Program string
+	Runs    uint64
+	Time    time.Duration
+}
+
+// ProgramRuns returns the kernel's account of the programs since they were loaded,
+// in the order of hooks. The kernel keeps it only while the sysctl
+// kernel.bpf_stats_enabled is on, as it costs two looks at the clock a packet;
+// programs that did not run while it was on are left out.
+func (d *Datapath) ProgramRuns() ([]ProgramRun, error) {
+	var out []ProgramRun
+	for _, h := range reason.Hooks() {
+		p := d.programs[h]
+		if p == nil {
+			continue
+		}
+		s, err := p.Stats()
+		if err != nil {
+			return nil, fmt.Errorf("program %s: %w", h, err)
+		}
+		if s.RunCount > 0 {
+			out = append(out, ProgramRun{Program: h.String(), Runs: s.RunCount, Time: s.Runtime})
+		}
+	}
+	return out, nil
+}
