@@ -13,6 +13,7 @@ import (
 
 	"github.com/cilium/statedb"
 
+	"github.com/weft-net/weft/internal/arrival"
 	"github.com/weft-net/weft/internal/table"
 )
 
@@ -30,10 +31,15 @@ type tables struct {
 	ipcache   statedb.RWTable[*table.IPCache]
 	devices   statedb.RWTable[*table.Device]
 	routes    statedb.RWTable[*table.Route]
+	arrived   arrivals
 }
+
+// arrivals say of each table when what led to its changes arrived from the API server.
+type arrivals struct{ nodes, pods, ipcache, routes *arrival.Log }
 
 func newTables() (t tables, err error) {
 	t.db = statedb.New()
+	t.arrived = arrivals{&arrival.Log{}, &arrival.Log{}, &arrival.Log{}, &arrival.Log{}}
 	for _, f := range []func() error{
 		func() error { t.endpoints, err = table.NewEndpoints(t.db); return err },
 		func() error { t.nodes, err = table.NewNodes(t.db); return err },
@@ -133,14 +139,14 @@ func (d *deriver) Run(ctx context.Context) error {
 	again, anew := true, false // routes; nodes too
 	for {
 		txn := d.t.db.ReadTxn()
-		touched, routesDue, wake := d.take(in, txn)
+		work, wake := d.take(in, txn)
 		if anew {
-			d.retake(txn, touched)
+			d.retake(txn, work)
 		}
-		if routesDue || again {
-			d.retunnel(txn, touched)
+		if work.routes = work.routes || again; work.routes {
+			d.retunnel(txn, work)
 		}
-		if err := d.commit(txn, touched, routesDue || again); err != nil {
+		if err := d.commit(txn, work); err != nil {
 			return err
 		}
 		again, anew = false, false
@@ -165,38 +171,57 @@ type wake struct {
 	nodes, pods, endpoints, devices, initialised <-chan struct{}
 }
 
+// work is what has to be derived, with the arrival of the first event behind it;
+// zero where none is.
+type work struct {
+	prefixes map[netip.Prefix]time.Time
+	routes   bool
+	nodes    time.Time // of what happened to nodes, and so to routes
+}
+
+func (w *work) touch(p netip.Prefix, arrived time.Time) {
+	w.prefixes[p] = arrival.Earlier(w.prefixes[p], arrived)
+}
+
 // take applies all changes up to txn to the claims.
-func (d *deriver) take(in inputs, txn statedb.ReadTxn) (touched map[netip.Prefix]bool, routesDue bool, w wake) {
-	touched = map[netip.Prefix]bool{}
+func (d *deriver) take(in inputs, txn statedb.ReadTxn) (*work, wake) {
+	out := &work{prefixes: map[netip.Prefix]time.Time{}}
+	var arrived time.Time // of the change at hand
 	set := func(owner string, cs []claim) {
 		for _, p := range d.claims.set(owner, cs) {
-			touched[p] = true
+			out.touch(p, arrived)
 		}
 	}
 	nodes, wn := in.nodes.Next(txn)
-	for c := range nodes {
-		routesDue = true
+	for c, rev := range nodes {
+		arrived = d.t.arrived.nodes.At(rev)
+		out.routes, out.nodes = true, arrival.Earlier(out.nodes, arrived)
 		if c.Deleted {
 			set(nodeOwner(c.Object.Name), nil)
 			continue
 		}
 		set(nodeOwner(c.Object.Name), nodeClaims(d.seen(c.Object), d.fam))
 		if c.Object.Local && (d.self == nil || !slices.Equal(d.self.Addrs, c.Object.Addrs)) {
-			// Which CiliumEndpoints are our own is told by our addresses.
-			d.self = c.Object
+			// Which CiliumEndpoints are our own is told by our addresses. Those of which
+			// there is news below count from that.
+			d.self, arrived = c.Object, time.Time{}
 			for p := range d.t.pods.All(txn) {
 				set(podOwner(p), podClaims(p, d.self, d.fam))
 			}
 		}
 	}
 	pods, wp := in.pods.Next(txn)
-	for c := range pods {
+	for c, rev := range pods {
+		arrived = d.t.arrived.pods.At(rev)
 		if c.Deleted {
 			set(podOwner(c.Object), nil)
 		} else {
 			set(podOwner(c.Object), podClaims(c.Object, d.self, d.fam))
 		}
 	}
+	d.t.arrived.nodes.Forget(d.t.nodes.Revision(txn))
+	d.t.arrived.pods.Forget(d.t.pods.Revision(txn))
+	arrived = time.Time{} // what follows is this node's own
 	endpoints, we := in.endpoints.Next(txn)
 	for c := range endpoints {
 		if c.Deleted {
@@ -207,14 +232,14 @@ func (d *deriver) take(in inputs, txn statedb.ReadTxn) (touched map[netip.Prefix
 	}
 	devices, wd := in.devices.Next(txn)
 	for c := range devices {
-		routesDue = true
+		out.routes = true
 		if c.Deleted {
 			set(deviceOwner(c.Object), nil)
 		} else {
 			set(deviceOwner(c.Object), deviceClaims(c.Object, d.fam))
 		}
 	}
-	return touched, routesDue, wake{wn, wp, we, wd, d.initialised(txn)}
+	return out, wake{wn, wp, we, wd, d.initialised(txn)}
 }
 
 // seen is a node with the ranges that are believed.
@@ -226,10 +251,10 @@ func (d *deriver) seen(n *table.Node) *table.Node {
 }
 
 // retake makes the claims of all nodes anew.
-func (d *deriver) retake(txn statedb.ReadTxn, touched map[netip.Prefix]bool) {
+func (d *deriver) retake(txn statedb.ReadTxn, w *work) {
 	for n := range d.t.nodes.All(txn) {
 		for _, p := range d.claims.set(nodeOwner(n.Name), nodeClaims(d.seen(n), d.fam)) {
-			touched[p] = true
+			w.touch(p, time.Time{})
 		}
 	}
 }
@@ -246,22 +271,24 @@ func (d *deriver) initialised(txn statedb.ReadTxn) <-chan struct{} {
 }
 
 // commit writes what changed. txn is the snapshot that the claims stand for.
-func (d *deriver) commit(txn statedb.ReadTxn, touched map[netip.Prefix]bool, routesDue bool) error {
+func (d *deriver) commit(txn statedb.ReadTxn, w *work) error {
 	complete := d.done != nil && d.initialised(txn) == nil
-	if len(touched) == 0 && !routesDue && !complete {
+	if len(w.prefixes) == 0 && !w.routes && !complete {
 		return nil
 	}
 	wtxn := d.t.db.WriteTxn(d.t.ipcache, d.t.routes)
 	defer wtxn.Abort()
-	for p := range touched {
+	for p, arrived := range w.prefixes {
 		if err := d.commitPrefix(wtxn, p); err != nil {
 			return err
 		}
+		d.t.arrived.ipcache.Note(d.t.ipcache.Revision(wtxn), arrived)
 	}
-	if routesDue || complete {
+	if w.routes || complete {
 		if err := d.commitRoutes(txn, wtxn); err != nil {
 			return err
 		}
+		d.t.arrived.routes.Note(d.t.routes.Revision(wtxn), w.nodes)
 	}
 	if complete {
 		for _, f := range d.done {

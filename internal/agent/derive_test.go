@@ -178,8 +178,8 @@ func TestHistoryDoesNotMatter(t *testing.T) {
 // step derives once, as Run does.
 func step(t interface{ Fatal(...any) }, f *fixture, in inputs) {
 	txn := f.t.db.ReadTxn()
-	touched, routesDue, _ := f.d.take(in, txn)
-	if err := f.d.commit(txn, touched, routesDue); err != nil {
+	work, _ := f.d.take(in, txn)
+	if err := f.d.commit(txn, work); err != nil {
 		t.Fatal(err)
 	}
 }

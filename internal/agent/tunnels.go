@@ -46,9 +46,9 @@ func (d *deriver) overlaid() overlayView {
 	return d.overlay
 }
 
-// retunnel adds to touched the prefixes of nodes that the overlay knows otherwise
+// retunnel adds to the work the prefixes of nodes that the overlay knows otherwise
 // than before.
-func (d *deriver) retunnel(txn statedb.ReadTxn, touched map[netip.Prefix]bool) {
+func (d *deriver) retunnel(txn statedb.ReadTxn, w *work) {
 	view := d.overlaid()
 	next := map[netip.Addr]nodeTunnel{}
 	if view.on {
@@ -78,7 +78,7 @@ func (d *deriver) retunnel(txn statedb.ReadTxn, touched map[netip.Prefix]bool) {
 	for p, cs := range d.claims.prefixes {
 		for _, c := range cs {
 			if moved[nodeOf(c.row)] {
-				touched[p] = true
+				w.touch(p, w.nodes)
 			}
 		}
 	}

@@ -29,9 +29,10 @@ func TestTunnelsFollowNodes(t *testing.T) {
 	step := func() {
 		t.Helper()
 		txn := f.t.db.ReadTxn()
-		touched, _, _ := f.d.take(in, txn)
-		f.d.retunnel(txn, touched)
-		if err := f.d.commit(txn, touched, true); err != nil {
+		work, _ := f.d.take(in, txn)
+		f.d.retunnel(txn, work)
+		work.routes = true
+		if err := f.d.commit(txn, work); err != nil {
 			t.Fatal(err)
 		}
 	}

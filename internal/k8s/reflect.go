@@ -20,6 +20,7 @@ import (
 	"k8s.io/klog/v2"
 
 	ciliumv2 "github.com/weft-net/weft/api/cilium.io/v2"
+	"github.com/weft-net/weft/internal/arrival"
 	"github.com/weft-net/weft/internal/table"
 )
 
@@ -33,6 +34,8 @@ type Tables struct {
 	DB    *statedb.DB
 	Nodes statedb.RWTable[*table.Node]
 	Pods  statedb.RWTable[*table.RemotePod]
+	// When the events behind the rows arrived; nil: nobody asks.
+	NodesArrived, PodsArrived *arrival.Log
 }
 
 // Reflect carries Nodes, CiliumNodes and CiliumEndpoints into tables.

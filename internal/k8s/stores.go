@@ -5,6 +5,7 @@ package k8s
 import (
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/cilium/statedb"
 	"github.com/go-logr/logr"
@@ -31,8 +32,8 @@ type nodeStore struct {
 	ciliumNodes map[string]*ciliumv2.CiliumNode
 }
 
-// commit applies fn to the maps and brings the rows of names up to date.
-func (s *nodeStore) commit(names []string, done func(statedb.WriteTxn)) error {
+// commit brings the rows of names up to date after an event that arrived at arrived.
+func (s *nodeStore) commit(names []string, arrived time.Time, done func(statedb.WriteTxn)) error {
 	txn := s.tables.DB.WriteTxn(s.tables.Nodes)
 	defer txn.Abort()
 	for _, name := range names {
@@ -57,6 +58,7 @@ func (s *nodeStore) commit(names []string, done func(statedb.WriteTxn)) error {
 	if done != nil {
 		done(txn)
 	}
+	s.tables.NodesArrived.Note(s.tables.Nodes.Revision(txn), arrived)
 	txn.Commit()
 	return nil
 }
@@ -87,10 +89,11 @@ func (s nodeSide) Update(o any) error {
 	if !ok {
 		return fmt.Errorf("nodes: unexpected %T", o)
 	}
+	arrived := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.nodes[n.Name] = stripNode(n)
-	return s.commit([]string{n.Name}, nil)
+	return s.commit([]string{n.Name}, arrived, nil)
 }
 
 func (s nodeSide) Delete(o any) error {
@@ -98,13 +101,15 @@ func (s nodeSide) Delete(o any) error {
 	if !ok {
 		return fmt.Errorf("nodes: unexpected %T", o)
 	}
+	arrived := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.nodes, n.Name)
-	return s.commit([]string{n.Name}, nil)
+	return s.commit([]string{n.Name}, arrived, nil)
 }
 
 func (s nodeSide) Replace(list []any, _ string) error {
+	arrived := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	names := keysOf(s.nodes)
@@ -115,7 +120,7 @@ func (s nodeSide) Replace(list []any, _ string) error {
 			names = append(names, n.Name)
 		}
 	}
-	return s.commit(names, s.nodesDone)
+	return s.commit(names, arrived, s.nodesDone)
 }
 
 func (s nodeSide) Resync() error { return nil }
@@ -130,13 +135,14 @@ func (s ciliumNodeSide) Update(o any) error {
 	if !ok {
 		return fmt.Errorf("ciliumnodes: unexpected %T", o)
 	}
+	arrived := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ciliumNodes[n.Name] = stripCiliumNode(n, s.multi)
 	if n.Name == s.local {
 		s.notifyOwn()
 	}
-	return s.commit([]string{n.Name}, nil)
+	return s.commit([]string{n.Name}, arrived, nil)
 }
 
 func (s ciliumNodeSide) Delete(o any) error {
@@ -144,16 +150,18 @@ func (s ciliumNodeSide) Delete(o any) error {
 	if !ok {
 		return fmt.Errorf("ciliumnodes: unexpected %T", o)
 	}
+	arrived := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.ciliumNodes, n.Name)
 	if n.Name == s.local {
 		s.notifyOwn()
 	}
-	return s.commit([]string{n.Name}, nil)
+	return s.commit([]string{n.Name}, arrived, nil)
 }
 
 func (s ciliumNodeSide) Replace(list []any, _ string) error {
+	arrived := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	names := keysOf(s.ciliumNodes)
@@ -165,7 +173,7 @@ func (s ciliumNodeSide) Replace(list []any, _ string) error {
 		}
 	}
 	s.notifyOwn()
-	return s.commit(names, s.ciliumNodesDone)
+	return s.commit(names, arrived, s.ciliumNodesDone)
 }
 
 func (s ciliumNodeSide) Resync() error { return nil }
@@ -192,13 +200,20 @@ func (s *podStore) Update(o any) error {
 	if !ok {
 		return fmt.Errorf("ciliumendpoints: unexpected %T", o)
 	}
+	arrived := time.Now()
 	txn := s.tables.DB.WriteTxn(s.tables.Pods)
 	defer txn.Abort()
 	if err := s.insert(txn, podRow(e)); err != nil {
 		return err
 	}
-	txn.Commit()
+	s.commit(txn, arrived)
 	return nil
+}
+
+// commit ends the work of an event that arrived at arrived.
+func (s *podStore) commit(txn statedb.WriteTxn, arrived time.Time) {
+	s.tables.PodsArrived.Note(s.tables.Pods.Revision(txn), arrived)
+	txn.Commit()
 }
 
 func (s *podStore) insert(txn statedb.WriteTxn, row *table.RemotePod) error {
@@ -217,16 +232,18 @@ func (s *podStore) Delete(o any) error {
 	if !ok {
 		return fmt.Errorf("ciliumendpoints: unexpected %T", o)
 	}
+	arrived := time.Now()
 	txn := s.tables.DB.WriteTxn(s.tables.Pods)
 	defer txn.Abort()
 	if _, _, err := s.tables.Pods.Delete(txn, podRow(e)); err != nil {
 		return fmt.Errorf("ciliumendpoint %s/%s: %w", e.Namespace, e.Name, err)
 	}
-	txn.Commit()
+	s.commit(txn, arrived)
 	return nil
 }
 
 func (s *podStore) Replace(list []any, _ string) error {
+	arrived := time.Now()
 	txn := s.tables.DB.WriteTxn(s.tables.Pods)
 	defer txn.Abort()
 	keep := make(map[string]bool, len(list))
@@ -250,7 +267,7 @@ func (s *podStore) Replace(list []any, _ string) error {
 		}
 	}
 	s.done(txn)
-	txn.Commit()
+	s.commit(txn, arrived)
 	return nil
 }
 

@@ -48,6 +48,19 @@ type Config[Obj any] struct {
 	Backoff Backoff
 	// PruneInterval repeats the prune; zero prunes once, and after Resync.
 	PruneInterval time.Duration
+	Latency       Latency
+}
+
+// Latency is how long rows are on their way. The zero value does not measure.
+type Latency struct {
+	// Arrived returns when what led to a row's change arrived; zero where that is
+	// not known, and the change is then left out.
+	Arrived func(statedb.Revision) time.Time
+	// Taken is told that all changes up to a revision have been asked for.
+	Taken func(statedb.Revision)
+	// Observe is told the time from the arrival until the target had the row. A row
+	// that failed, or changed again meanwhile, counts from its first arrival.
+	Observe func(time.Duration)
 }
 
 // Backoff is the first and the longest delay of a retry.
@@ -76,6 +89,8 @@ type Status struct {
 	Deletes   uint64
 	Prunes    uint64
 	Errors    uint64
+	Retries   uint64    // attempts at rows and prunes that had failed
+	PrunedAt  time.Time // when the last prune went well
 }
 
 // Loop keeps one target equal to one table.
@@ -105,6 +120,7 @@ type row[Obj any] struct {
 	failures int
 	next     time.Time
 	err      error
+	arrived  time.Time // of what is not written yet; zero: not known
 }
 
 // New returns a loop that has seen nothing yet; rows that exist already count as
@@ -197,6 +213,12 @@ func (l *Loop[Obj]) take(txn statedb.ReadTxn) <-chan struct{} {
 		r.want, r.deleted, r.revision, r.failures = change.Object, change.Deleted, rev, 0
 		l.due[key] = struct{}{}
 		delete(l.retry, key)
+		if l.cfg.Latency.Arrived != nil && r.arrived.IsZero() {
+			r.arrived = l.cfg.Latency.Arrived(rev)
+		}
+	}
+	if l.cfg.Latency.Taken != nil {
+		l.cfg.Latency.Taken(l.cfg.Table.Revision(txn))
 	}
 	return watch
 }
@@ -230,6 +252,9 @@ func (l *Loop[Obj]) write(ctx context.Context) {
 func (l *Loop[Obj]) attempt(ctx context.Context, key string) {
 	r := l.rows[key]
 	delete(l.retry, key) // a resync may come before its time
+	if r.failures > 0 {
+		l.count(func(s *Status) { s.Retries++ })
+	}
 	if r.deleted {
 		last := r.want
 		if r.had {
@@ -255,6 +280,10 @@ func (l *Loop[Obj]) attempt(ctx context.Context, key string) {
 		l.cfg.Log.Info("a row is written after failures", "reconciler", l.cfg.Name, "failures", r.failures)
 	}
 	r.failures = 0
+	if !r.arrived.IsZero() && l.cfg.Latency.Observe != nil {
+		l.cfg.Latency.Observe(time.Since(r.arrived))
+	}
+	r.arrived = time.Time{}
 	if r.deleted {
 		delete(l.rows, key)
 		l.count(func(s *Status) { s.Deletes++ })
@@ -276,6 +305,9 @@ func (l *Loop[Obj]) prune(ctx context.Context) {
 			desired = append(desired, r.want)
 		}
 	}
+	if l.pruneN > 0 {
+		l.count(func(s *Status) { s.Retries++ })
+	}
 	l.pruneE = l.cfg.Target.Prune(ctx, desired)
 	if l.pruneE != nil {
 		l.pruneN++
@@ -290,7 +322,7 @@ func (l *Loop[Obj]) prune(ctx context.Context) {
 	if l.cfg.PruneInterval > 0 {
 		l.pruneAt = time.Now().Add(l.cfg.PruneInterval)
 	}
-	l.count(func(s *Status) { s.Prunes++ })
+	l.count(func(s *Status) { s.Prunes++; s.PrunedAt = time.Now() })
 }
 
 // sleep returns how long nothing is due.
