@@ -82,10 +82,11 @@ check: ## Build, lint, generated files, unit and BPF tests; 5 minutes at most wh
 	test/step.sh unit $(MAKE) unit
 
 .PHONY: lint
-lint: $(TOOLS)/golangci-lint $(TOOLS)/helm ## Linters over Go, shell and the chart
+lint: $(TOOLS)/golangci-lint $(TOOLS)/helm $(TOOLS)/promtool ## Linters over Go, shell, the chart and its alerts
 	golangci-lint run --allow-serial-runners ./...
 	cd lab && golangci-lint run --allow-serial-runners --config ../.golangci.yml ./...
 	helm lint --quiet --strict install/helm/weft
+	promtool check rules install/helm/weft/files/rules.yaml
 	shellcheck --severity=style test/*.sh .ci/run
 
 .PHONY: generated
@@ -93,13 +94,13 @@ generated: ## Fail if generated files differ from what their sources give
 	test/generated.sh
 
 .PHONY: unit
-unit: $(TOOLS)/gotestsum $(TOOLS)/helm ## Unit tests, BPF programs in Program.Run included (as root for the kernel's part)
+unit: $(TOOLS)/gotestsum $(TOOLS)/helm $(TOOLS)/promtool ## Unit tests, BPF programs in Program.Run included (as root for the kernel's part)
 	@mkdir -p build/test
 	gotestsum --format pkgname-and-test-fails --hide-summary skipped --jsonfile build/test/unit.json -- $(GOTESTFLAGS) ./...
 	cd lab && gotestsum --format pkgname-and-test-fails --hide-summary skipped --jsonfile ../build/test/lab.json -- $(GOTESTFLAGS) ./...
 
 .PHONY: race
-race: $(TOOLS)/gotestsum $(TOOLS)/helm ## Unit tests under the race detector (needs gcc)
+race: $(TOOLS)/gotestsum $(TOOLS)/helm $(TOOLS)/promtool ## Unit tests under the race detector (needs gcc)
 	@mkdir -p build/test
 	CGO_ENABLED=1 gotestsum --format pkgname-and-test-fails --hide-summary skipped --jsonfile build/test/race.json -- -race $(GOTESTFLAGS) ./...
 
@@ -138,7 +139,7 @@ fuzz: ## Each fuzz target for FUZZTIME
 ##@ Tools
 
 .PHONY: tools
-tools: $(TOOLS)/controller-gen $(TOOLS)/helm $(TOOLS)/gotestsum $(TOOLS)/golangci-lint ## Compile the tools pinned under tools/ (minutes when cold)
+tools: $(TOOLS)/controller-gen $(TOOLS)/helm $(TOOLS)/gotestsum $(TOOLS)/golangci-lint $(TOOLS)/promtool ## Compile the tools pinned under tools/ (minutes when cold)
 
 $(TOOLS)/controller-gen: tools/go.mod
 	cd tools && go build -ldflags '-s -w' -o ../$@ sigs.k8s.io/controller-tools/cmd/controller-gen && touch ../$@
@@ -151,3 +152,6 @@ $(TOOLS)/helm: tools/go.mod
 
 $(TOOLS)/golangci-lint: tools/golangci-lint/go.mod
 	cd tools/golangci-lint && go build -ldflags '-s -w' -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint && touch ../../$@
+
+$(TOOLS)/promtool: test/promtool.sh
+	test/promtool.sh $@ && touch $@

@@ -11,6 +11,7 @@ weft.validate fails with one line for each value that Weft does not honour.
 {{- $ctx := dict "keys" $keys "problems" (list) -}}
 {{- include "weft.walk" (dict "ctx" $ctx "path" "" "value" (omit .Values "global")) -}}
 {{- include "weft.validate.rules" (dict "ctx" $ctx "Values" .Values) -}}
+{{- include "weft.validate.alerts" (dict "ctx" $ctx "Values" .Values "Capabilities" .Capabilities) -}}
 {{- if $ctx.problems -}}
 {{- fail (printf "\n\nWeft does not honour these values:\n  - %s\n\nRemove them or set them as said; `helm show values` lists all that work.\n" ($ctx.problems | join "\n  - ")) -}}
 {{- end -}}
@@ -75,6 +76,21 @@ weft.validate fails with one line for each value that Weft does not honour.
 {{- end -}}
 {{- end -}}
 {{- $_ := set $ctx "problems" (concat $ctx.problems $add) -}}
+{{- end -}}
+
+{{/*
+The API server would refuse the whole release for an object that it does not
+know, in words that do not name the key.
+*/}}
+{{- define "weft.validate.alerts" -}}
+{{- $ctx := .ctx -}}
+{{- $rule := .Values.prometheus.prometheusRule -}}
+{{- if and $rule.enabled (not .Values.prometheus.enabled) -}}
+{{- $_ := set $ctx "problems" (append $ctx.problems "prometheus.prometheusRule.enabled=true: alerts need the metrics; set prometheus.enabled=true") -}}
+{{- end -}}
+{{- if and $rule.enabled (not $rule.trustCRDsExist) (not (.Capabilities.APIVersions.Has "monitoring.coreos.com/v1/PrometheusRule")) -}}
+{{- $_ := set $ctx "problems" (append $ctx.problems "prometheus.prometheusRule.enabled=true: the cluster does not know PrometheusRule (monitoring.coreos.com/v1); install the Prometheus operator first, or without it give files/rules.yaml of this chart to Prometheus as rule_files. Where Helm sees no cluster (helm template): --api-versions monitoring.coreos.com/v1/PrometheusRule, or prometheus.prometheusRule.trustCRDsExist=true") -}}
+{{- end -}}
 {{- end -}}
 
 {{/* Looks at one value and everything below it; null is Helm's way to remove a key. */}}
