@@ -66,6 +66,7 @@ type Agent struct {
 	masq      *masquerader
 	bigTCP    *bigTCP
 	derive    *deriver
+	fill      *fillWatch
 
 	client    *k8s.Client
 	pool      *poolNode // of ipam cluster-pool, else nil
@@ -202,7 +203,9 @@ func (a *Agent) newKubernetes(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	tables := k8s.Tables{DB: a.t.db, Nodes: a.t.nodes, Pods: a.t.pods}
+	tables := k8s.Tables{
+		DB: a.t.db, Nodes: a.t.nodes, Pods: a.t.pods, NodesArrived: a.t.arrived.nodes, PodsArrived: a.t.arrived.pods,
+	}
 	a.reflect = k8s.NewReflect(a.client, tables)
 	a.publisher = k8s.NewPublisher(a.client, a.reflect)
 	if !a.mem.ProvenAt.IsZero() {
@@ -312,14 +315,16 @@ func (a *Agent) newLoops() (err error) {
 	a.derive.SetOverlay(a.overlay.view())
 	a.ipcacheLoop, err = reconcile.New(reconcile.Config[*table.IPCache]{
 		Name: "ipcache", DB: a.t.db, Table: a.t.ipcache, Log: a.log, PruneInterval: pruneEvery,
-		Target: ipcacheTarget{m: a.dp.Maps().IPCache, local: a.held},
+		Target:  ipcacheTarget{m: a.dp.Maps().IPCache, local: a.held},
+		Latency: a.metrics.toKernel("ipcache", a.t.arrived.ipcache),
 	})
 	if err != nil {
 		return err
 	}
 	a.routesLoop, err = reconcile.New(reconcile.Config[*table.Route]{
 		Name: "routes", DB: a.t.db, Table: a.t.routes, Log: a.log, PruneInterval: pruneEvery,
-		Target: routeTarget{a.links},
+		Target:  routeTarget{a.links},
+		Latency: a.metrics.toKernel("routes", a.t.arrived.routes),
 	})
 	if err != nil {
 		return err
@@ -328,11 +333,14 @@ func (a *Agent) newLoops() (err error) {
 		Name: "ciliumendpoints", DB: a.t.db, Table: a.t.endpoints, Log: a.log, PruneInterval: pruneEvery,
 		Target:  k8s.NewEndpointWriter(a.client, k8s.Tables{DB: a.t.db, Nodes: a.t.nodes, Pods: a.t.pods}),
 		Backoff: reconcile.Backoff{Min: 500 * time.Millisecond, Max: 30 * time.Second},
+		Latency: a.metrics.toServer(),
 	})
 	if err != nil {
 		return err
 	}
 	a.floods = a.newFloodWatch()
+	a.fill = newFillWatch(func() counter { return a.dp.Maps().NewCounter() },
+		func() []ipam.RangeStatus { return a.endpoints.IPAM().Ranges }, a.log)
 	a.newHealth()
 	a.cni, err = server.New(server.Params{
 		Socket: a.opts.Paths.cniSocket(), QueueDir: a.opts.Paths.queue(), UnreachableFile: a.opts.Paths.unreachable(),
@@ -435,7 +443,8 @@ func (a *Agent) background(ctx context.Context, g *errgroup.Group) {
 		a.derive.Run, a.ipcacheLoop.Run, a.routesLoop.Run,
 		a.reflect.Run, a.publisher.Run, a.publishEndpoints,
 		a.followNode, a.followDevices, a.followMTU, a.followBigTCP, a.followRoutes, a.followOverlay, a.followForward, a.checkCilium, a.runGate, a.markReady,
-		a.peers.Run, a.readEvents, a.scrub, a.followFloods, a.maintain, a.sendReports, a.followLedger, a.followPools, a.followNodeRoutes, a.followLeaks, a.masq.run,
+		a.peers.Run, a.readEvents, a.scrub, a.followFloods, a.maintain, a.sendReports, a.followLedger, a.followPools, a.followNodeRoutes,
+		a.followLeaks, a.masq.run, a.fill.run,
 	} {
 		g.Go(func() error { return f(ctx) })
 	}

@@ -5,12 +5,11 @@ package agent
 import (
 	"time"
 
+	"github.com/cilium/statedb"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
-	"github.com/weft-net/weft/internal/datapath/maps"
-	"github.com/weft-net/weft/internal/health"
-	"github.com/weft-net/weft/internal/ipam"
+	"github.com/weft-net/weft/internal/arrival"
 	"github.com/weft-net/weft/internal/reconcile"
 )
 
@@ -24,6 +23,14 @@ type metrics struct {
 	natSwept   prometheus.Counter
 	events     *prometheus.CounterVec
 	startup    prometheus.Gauge
+	latency    *prometheus.HistogramVec
+	publish    prometheus.Histogram
+}
+
+// onTheWay are the buckets of what should take milliseconds, and minutes while
+// something is wrong.
+func onTheWay() []float64 {
+	return []float64{.0005, .001, .002, .005, .01, .02, .05, .1, .25, 1, 5, 30, 120}
 }
 
 func newMetrics(version string) (*metrics, error) {
@@ -50,12 +57,20 @@ func newMetrics(version string) (*metrics, error) {
 			Name: "weft_agent_startup_duration_seconds", Help: "Time from the agent's start until the CNI was served on a verified datapath.",
 		}),
 	}
+	m.latency = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "weft_event_to_kernel_duration_seconds",
+		Help: "Time from the arrival of an event of the API server until what follows from it is in the kernel, by desired table.", Buckets: onTheWay(),
+	}, []string{"table"})
+	m.publish = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "weft_endpoint_publish_duration_seconds",
+		Help: "Time from the change of an endpoint until its CiliumEndpoint is at the API server.", Buckets: onTheWay(),
+	})
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "weft_build_info", Help: "Always 1; the version stands in the label.", ConstLabels: prometheus.Labels{"version": version},
 	})
 	info.Set(1)
 	for _, c := range []prometheus.Collector{
-		m.operations, m.wait, m.swept, m.natSwept, m.events, m.startup, info,
+		m.operations, m.wait, m.swept, m.natSwept, m.events, m.startup, m.latency, m.publish, info,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	} {
 		if err := m.registry.Register(c); err != nil {
@@ -75,120 +90,17 @@ func (m *metrics) observe(op string, took, wait time.Duration, err error) {
 	m.wait.Observe(wait.Seconds())
 }
 
-// readings are what a scrape asks the parts for. A nil func is left out.
-type readings struct {
-	endpoints   func() int
-	nodes       func() int
-	remotePods  func() int
-	ipam        func() ipam.Status
-	reconcilers func() []reconcile.Status
-	counters    func() ([]maps.MetricRow, error)
-	memory      func() ([]maps.MapRow, error)
-	peers       func() []health.PeerResult
-	proven      func() bool
-	connected   func() bool
-	translated  func() int
+// toKernel measures the loop of a desired table.
+func (m *metrics) toKernel(table string, log *arrival.Log) reconcile.Latency {
+	h := m.latency.WithLabelValues(table)
+	return reconcile.Latency{Arrived: log.At, Taken: log.Forget, Observe: func(d time.Duration) { h.Observe(d.Seconds()) }}
 }
 
-// collector turns readings into metrics.
-type collector struct {
-	r     readings
-	descs map[string]*prometheus.Desc
-}
-
-func newCollector(r readings) *collector {
-	c := &collector{r: r, descs: map[string]*prometheus.Desc{}}
-	for _, d := range []struct {
-		name, help string
-		labels     []string
-	}{
-		{"weft_endpoints", "Endpoints of this node.", nil},
-		{"weft_nodes", "Nodes of the cluster that this agent knows.", nil},
-		{"weft_remote_pods", "CiliumEndpoints of the cluster that this agent knows.", nil},
-		{"weft_ipam_addresses", "Addresses of a range of this node, by state.", []string{"range", "state"}},
-		{"weft_ipam_capacity_addresses", "Addresses of a range of this node that pods can get.", []string{"range"}},
-		{"weft_reconciler_objects", "Rows that a reconciler answers for.", []string{"reconciler"}},
-		{"weft_reconciler_failing_objects", "Rows whose last attempt failed.", []string{"reconciler"}},
-		{"weft_reconciler_operations_total", "Calls of a reconciler that went well.", []string{"reconciler", "operation"}},
-		{"weft_reconciler_errors_total", "Calls of a reconciler that failed.", []string{"reconciler"}},
-		{"weft_datapath_packets_total", "Packets that the datapath decided on.", []string{"hook", "class", "reason"}},
-		{"weft_datapath_bytes_total", "Bytes of those packets, from the network header on.", []string{"hook", "class", "reason"}},
-		{"weft_map_memory_bytes", "Kernel memory of a BPF map.", []string{"map"}},
-		{"weft_map_capacity", "Entries that a BPF map can hold; of the ring buffer, bytes.", []string{"map"}},
-		{"weft_peer_reachable", "1 if the last probe of a peer's health address was answered.", []string{"peer", "address"}},
-		{"weft_peer_round_trip_seconds", "Round trip of the last probe that was answered.", []string{"peer", "address"}},
-		{"weft_nat_entries", "Masqueraded flows, and ports that the host holds among theirs, as counted last.", nil},
-		{"weft_node_proven", "1 if this node takes pods.", nil},
-		{"weft_kubernetes_connected", "1 if no call to the API server fails at present.", nil},
-	} {
-		c.descs[d.name] = prometheus.NewDesc(d.name, d.help, d.labels, nil)
+// toServer measures the loop of what is written to the API server; it begins
+// when the loop sees the change.
+func (m *metrics) toServer() reconcile.Latency {
+	return reconcile.Latency{
+		Arrived: func(statedb.Revision) time.Time { return time.Now() },
+		Observe: func(d time.Duration) { m.publish.Observe(d.Seconds()) },
 	}
-	return c
-}
-
-// Describe implements prometheus.Collector.
-func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range c.descs {
-		ch <- d
-	}
-}
-
-// Collect implements prometheus.Collector.
-func (c *collector) Collect(ch chan<- prometheus.Metric) {
-	gauge := func(name string, v float64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(c.descs[name], prometheus.GaugeValue, v, labels...)
-	}
-	count := func(name string, v uint64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(c.descs[name], prometheus.CounterValue, float64(v), labels...)
-	}
-	gauge("weft_endpoints", float64(c.r.endpoints()))
-	gauge("weft_nodes", float64(c.r.nodes()))
-	gauge("weft_remote_pods", float64(c.r.remotePods()))
-	gauge("weft_node_proven", number(c.r.proven()))
-	gauge("weft_kubernetes_connected", number(c.r.connected()))
-	gauge("weft_nat_entries", float64(c.r.translated()))
-	for _, r := range c.r.ipam().Ranges {
-		gauge("weft_ipam_addresses", float64(r.Used), r.Prefix.String(), "used")
-		gauge("weft_ipam_addresses", float64(r.Quarantined), r.Prefix.String(), "quarantined")
-		gauge("weft_ipam_capacity_addresses", float64(r.Total), r.Prefix.String())
-	}
-	for _, s := range c.r.reconcilers() {
-		gauge("weft_reconciler_objects", float64(s.Objects), s.Name)
-		gauge("weft_reconciler_failing_objects", float64(s.Failing), s.Name)
-		count("weft_reconciler_operations_total", s.Updates, s.Name, "update")
-		count("weft_reconciler_operations_total", s.Deletes, s.Name, "delete")
-		count("weft_reconciler_operations_total", s.Prunes, s.Name, "prune")
-		count("weft_reconciler_errors_total", s.Errors, s.Name)
-	}
-	for _, p := range c.r.peers() {
-		gauge("weft_peer_reachable", number(p.Error == ""), p.Name, p.Addr.String())
-		if p.Error == "" {
-			gauge("weft_peer_round_trip_seconds", p.RTT.Seconds(), p.Name, p.Addr.String())
-		}
-	}
-	c.collectMaps(gauge, count)
-}
-
-// collectMaps reads the kernel. A map that cannot be read is missing from the
-// scrape; the Datapath component says why.
-func (c *collector) collectMaps(gauge func(string, float64, ...string), count func(string, uint64, ...string)) {
-	if rows, err := c.r.counters(); err == nil {
-		for _, r := range rows {
-			count("weft_datapath_packets_total", r.Packets, r.Hook, string(r.Class), r.Reason)
-			count("weft_datapath_bytes_total", r.Bytes, r.Hook, string(r.Class), r.Reason)
-		}
-	}
-	if rows, err := c.r.memory(); err == nil {
-		for _, r := range rows {
-			gauge("weft_map_memory_bytes", float64(r.Bytes), r.Name)
-			gauge("weft_map_capacity", float64(r.Capacity), r.Name)
-		}
-	}
-}
-
-func number(b bool) float64 {
-	if b {
-		return 1
-	}
-	return 0
 }

@@ -33,7 +33,7 @@ func (a *Agent) Status(ctx context.Context) rpc.Status {
 	s := rpc.Status{
 		Node: a.opts.NodeName, Version: a.opts.Version, StartedAt: a.start,
 		Components: []rpc.Component{
-			a.kubernetesComponent(), a.datapathComponent(ctx), a.ipamComponent(), a.endpointsComponent(),
+			a.kubernetesComponent(), a.datapathComponent(ctx), a.fill.Component(), a.ipamComponent(), a.endpointsComponent(),
 			a.routingComponent(), a.masq.Component(), a.bigTCP.Component(), a.floods.Component(time.Now()), a.gate.Component(), a.peers.Component(), a.cniComponent(), a.proxy.Component(ctx),
 			{Name: "Hubble", State: rpc.StateDisabled, Message: "not built yet"},
 			a.modulesComponent(),
@@ -117,7 +117,7 @@ func (a *Agent) ipamComponent() rpc.Component {
 		}
 		part := fmt.Sprintf("%d/%s of %s", r.Used, total, r.Prefix)
 		parts = append(parts, part)
-		c.Details = append(c.Details, fmt.Sprintf("%s used, %d quarantined", part, r.Quarantined))
+		c.Details = append(c.Details, fmt.Sprintf("%s used, %d quarantined%s", part, r.Quarantined, a.fill.rangeForecast(r)))
 		if r.Pool != "" {
 			parts[len(parts)-1] += " (pool " + r.Pool + ")"
 			continue // more comes when it is asked for
@@ -125,9 +125,9 @@ func (a *Agent) ipamComponent() rpc.Component {
 		if r.Used+r.Quarantined >= r.Total {
 			c.State = rpc.StateFailing
 			parts[len(parts)-1] += " (exhausted: delete pods on this node or add nodes)"
-		} else if float64(r.Used) > 0.8*float64(r.Total) && c.State == rpc.StateOK {
+		} else if float64(r.Used) > fillWarns*float64(r.Total) && c.State == rpc.StateOK {
 			c.State = rpc.StateWarning
-			parts[len(parts)-1] += " (more than 80 % in use)"
+			parts[len(parts)-1] += " (more than 80 % in use" + a.fill.rangeForecast(r) + ")"
 		}
 	}
 	c.Message = strings.Join(parts, ", ")
@@ -250,7 +250,7 @@ func (a *Agent) modulesComponent() rpc.Component {
 	failing := 0
 	all := a.reconcilers()
 	for _, s := range all {
-		c.Details = append(c.Details, fmt.Sprintf("%s: %d objects, %d failing, pruned %v, %d errors so far", s.Name, s.Objects, s.Failing, s.Pruned, s.Errors))
+		c.Details = append(c.Details, reconcilerLine(s, time.Now()))
 		if s.Failing > 0 || s.LastError != "" {
 			failing++
 		}
@@ -260,6 +260,18 @@ func (a *Agent) modulesComponent() rpc.Component {
 		c.State = rpc.StateWarning
 	}
 	return c
+}
+
+func reconcilerLine(s reconcile.Status, now time.Time) string {
+	full := "no full round yet"
+	if !s.PrunedAt.IsZero() {
+		full = fmt.Sprintf("last full round %s ago", now.Sub(s.PrunedAt).Round(time.Second))
+	}
+	line := fmt.Sprintf("%s: %d objects, %d failing, %s, %d errors and %d retries so far", s.Name, s.Objects, s.Failing, full, s.Errors, s.Retries)
+	if s.LastError != "" {
+		line += ": " + s.LastError
+	}
+	return line
 }
 
 // registry returns the handler of the metrics.
@@ -272,6 +284,10 @@ func (a *Agent) registry() (http.Handler, error) {
 		reconcilers: a.reconcilers,
 		counters:    a.dp.Maps().Metrics.List,
 		memory:      a.dp.Maps().Memory,
+		fill:        a.fill.Maps,
+		rangeLasts:  a.fill.RangeLasts,
+		programs:    a.dp.ProgramRuns,
+		charged:     func() (charged, error) { return memoryOf("/proc/self", "/sys/fs/cgroup") },
 		peers:       a.peers.Results,
 		proven:      a.gateProven,
 		translated:  a.masq.translated,
@@ -325,6 +341,7 @@ func (a *Agent) queries() map[string]rpc.Query {
 			return rows, err
 		},
 		rpc.PathBPFNAT:     func(context.Context, url.Values) (any, error) { return a.dp.Maps().NAT.List(0) },
+		rpc.PathBPFMaps:    func(context.Context, url.Values) (any, error) { return a.fill.Now() },
 		rpc.PathBPFMetrics: func(context.Context, url.Values) (any, error) { return a.dp.Maps().Metrics.List() },
 	}
 }

@@ -31,6 +31,8 @@ func rules() []rule {
 	return []rule{
 		{pkg: "internal/table", deny: []string{"client-go", "ebpf", "netlink"}, deps: true},
 		{pkg: "internal/ipam", deny: []string{"client-go", "ebpf", "netlink", "statedb"}, deps: true},
+		{pkg: "internal/forecast", deny: []string{"client-go", "ebpf", "netlink", "statedb"}, deps: true},
+		{pkg: "internal/arrival", deny: []string{"client-go", "ebpf", "netlink"}, deps: true},
 		{pkg: "internal/masquerade", deny: []string{"client-go", "ebpf", "netlink", "statedb"}, deps: true},
 		{pkg: "internal/reconcile", deny: []string{"client-go", "ebpf", "netlink"}, deps: true},
 		{pkg: "internal/config", deny: []string{"client-go", "ebpf", "netlink"}, deps: true},
