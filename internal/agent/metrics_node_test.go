@@ -33,11 +33,11 @@ func (s *started) scrape() map[string]float64 {
 	out := map[string]float64{}
 	for name, f := range families {
 		for _, m := range f.GetMetric() {
-			key := name
+			key := []string{name}
 			for _, l := range m.GetLabel() {
-				key += "/" + l.GetValue()
+				key = append(key, l.GetValue())
 			}
-			out[key] = m.GetGauge().GetValue() + m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
+			out[strings.Join(key, "/")] = m.GetGauge().GetValue() + m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
 		}
 	}
 	return out

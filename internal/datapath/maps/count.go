@@ -153,7 +153,8 @@ func scan(m *ebpf.Map) (int, error) {
 			keys, values = buffer(m.KeySize(), size), buffer(m.ValueSize(), size)
 			continue
 		}
-		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		end := errors.Is(err, ebpf.ErrKeyNotExist)
+		if err != nil && !end {
 			return 0, err
 		}
 		if array {
@@ -165,7 +166,7 @@ func scan(m *ebpf.Map) (int, error) {
 		} else {
 			total += n
 		}
-		if err != nil {
+		if end {
 			return total, nil
 		}
 	}
