@@ -40,6 +40,8 @@ func rules() []rule {
 		{pkg: "internal/operator", deny: []string{"ebpf", "netlink", "statedb"}, deps: true},
 		{pkg: "internal/datapath", deny: []string{"client-go"}, deps: true},
 		{pkg: "internal/datapath/maps", deny: []string{"client-go", "netlink"}, deps: true},
+		{pkg: "internal/datapath/layout", deny: []string{"client-go", "netlink"}, deps: true},
+		{pkg: "internal/datapath/selftest", deny: []string{"client-go", "netlink"}, deps: true},
 		{pkg: "internal/datapath/link", deny: []string{"client-go", "ebpf"}, deps: true},
 		{pkg: "internal/datapath/rtnl", deny: []string{"client-go", "ebpf"}, deps: true},
 		{pkg: "internal/endpoint", deny: []string{"client-go"}, deps: true},

@@ -19,6 +19,7 @@ import (
 	"github.com/weft-net/weft/internal/datapath/frame"
 	"github.com/weft-net/weft/internal/datapath/maps"
 	"github.com/weft-net/weft/internal/datapath/reason"
+	"github.com/weft-net/weft/internal/datapath/selftest"
 	"github.com/weft-net/weft/internal/flow"
 	"github.com/weft-net/weft/internal/table"
 )
@@ -78,7 +79,7 @@ type node struct {
 	endpointsB maps.EndpointRow
 
 	overlay netlink.Link // nil: the node takes no part
-	tunnel  *tunnelWrapper
+	tunnel  *selftest.Tunnelled
 }
 
 func newNode(t testing.TB, o datapath.Options) *node {
@@ -218,7 +219,7 @@ func (n *node) run(h reason.Hook, dev netlink.Link, data []byte, opts ...runOpt)
 	ro := ebpf.RunOptions{Data: data, DataOut: make([]byte, len(data)+256), Context: ctx, ContextOut: &after, Repeat: 1}
 	prog := n.d.Program(h)
 	if h == reason.FromOverlay {
-		prog = n.tunnel.program
+		prog = n.tunnel.Program
 	}
 	act, err := prog.Run(&ro)
 	n.must(err)

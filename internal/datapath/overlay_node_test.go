@@ -7,90 +7,24 @@ import (
 	"net/netip"
 	"testing"
 
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
-
 	"github.com/weft-net/weft/internal/datapath"
 	"github.com/weft-net/weft/internal/datapath/frame"
 	"github.com/weft-net/weft/internal/datapath/maps"
 	"github.com/weft-net/weft/internal/datapath/reason"
+	"github.com/weft-net/weft/internal/datapath/selftest"
 	"github.com/weft-net/weft/internal/table"
 )
 
 // saidIdentity is what tunnel keys say of the sender, where a test says nothing else.
 const saidIdentity table.Identity = 4711
 
-// tunnelWrapper runs from_overlay on a packet that seems to have come by the
-// tunnel device: Program.Run cannot give a packet tunnel metadata, so a program in
-// front of it does. What it sets as the outer source is read as such.
-type tunnelWrapper struct {
-	program *ebpf.Program
-	chain   *ebpf.Map
-}
-
-func (w *tunnelWrapper) close() {
-	if w != nil {
-		_ = w.program.Close()
-		_ = w.chain.Close()
-	}
-}
-
-// newTunnelWrapper makes one for packets of a node. An invalid address: packets
-// that did not come by a tunnel.
-func newTunnelWrapper(t testing.TB, next *ebpf.Program, node netip.Addr, said table.Identity) *tunnelWrapper {
-	t.Helper()
-	chain, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := chain.Put(uint32(0), next); err != nil {
-		t.Fatal(err)
-	}
-	const key = 44 // sizeof(struct bpf_tunnel_key)
-	const tuninfoIPv6 = 1
-	insns := asm.Instructions{asm.Mov.Reg(asm.R6, asm.R1)}
-	for off := int16(-48); off < 0; off += 4 {
-		insns = append(insns, asm.StoreImm(asm.R10, off, 0, asm.Word))
-	}
-	store := func(off int16, v uint32) {
-		insns = append(insns, asm.Mov.Imm32(asm.R7, int32(v)), asm.StoreMem(asm.R10, -48+off, asm.R7, asm.Word))
-	}
-	if node.IsValid() {
-		flags := int32(0)
-		store(0, uint32(said))
-		store(4, 0x01010101) // the remote end has to be something
-		if node.Is4() {
-			b := node.As4()
-			store(28, uint32(b[0])<<24|uint32(b[1])<<16|uint32(b[2])<<8|uint32(b[3]))
-		} else {
-			flags = tuninfoIPv6
-			b := node.As16()
-			for i := range 4 {
-				store(int16(28+4*i), uint32(b[4*i])|uint32(b[4*i+1])<<8|uint32(b[4*i+2])<<16|uint32(b[4*i+3])<<24)
-			}
-		}
-		insns = append(insns,
-			asm.Mov.Reg(asm.R1, asm.R6), asm.Mov.Reg(asm.R2, asm.R10), asm.Add.Imm(asm.R2, -48),
-			asm.Mov.Imm(asm.R3, key), asm.Mov.Imm(asm.R4, flags), asm.FnSkbSetTunnelKey.Call(),
-		)
-	}
-	insns = append(insns,
-		asm.Mov.Reg(asm.R1, asm.R6), asm.LoadMapPtr(asm.R2, chain.FD()), asm.Mov.Imm(asm.R3, 0), asm.FnTailCall.Call(),
-		asm.Mov.Imm(asm.R0, 99), asm.Return(),
-	)
-	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: "by_tunnel", Type: ebpf.SchedCLS, License: "GPL", Instructions: insns})
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &tunnelWrapper{program: p, chain: chain}
-	t.Cleanup(w.close)
-	return w
-}
-
 // by makes packets of the overlay come from a node from now on.
 func (n *node) by(node netip.Addr, said table.Identity) {
 	n.t.Helper()
-	n.tunnel = newTunnelWrapper(n.t, n.d.Program(reason.FromOverlay), node, said)
+	t, err := selftest.ByTunnel(n.d.Program(reason.FromOverlay), node, said)
+	n.must(err)
+	n.t.Cleanup(func() { _ = t.Close() })
+	n.tunnel = t
 }
 
 // joinOverlay gives the node a tunnel device and lets it know the other nodes in

@@ -19,6 +19,19 @@ type Parsed struct {
 	Payload        []byte // transport header and data
 }
 
+// SrcPort returns the source port of TCP, UDP or SCTP, 0 where there is none.
+func (p *Parsed) SrcPort() uint16 { return p.port(0) }
+
+// DstPort is SrcPort for the destination.
+func (p *Parsed) DstPort() uint16 { return p.port(2) }
+
+func (p *Parsed) port(at int) uint16 {
+	if len(p.Payload) < 4 || (p.Proto != TCP && p.Proto != UDP && p.Proto != SCTP) {
+		return 0
+	}
+	return binary.BigEndian.Uint16(p.Payload[at:])
+}
+
 // Parse reads a frame without options, extension headers or fragments, and
 // checks every checksum in it.
 func Parse(b []byte) (Parsed, error) {

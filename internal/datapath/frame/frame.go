@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package frame builds and checks Ethernet frames for tests of the datapath:
-// every field may be set to what no sane stack would send.
+// Package frame builds and checks Ethernet frames for the tests of the datapath
+// and its self-test: every field may be set to what no sane stack would send.
 package frame
 
 import (
