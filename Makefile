@@ -50,6 +50,11 @@ generate: $(TOOLS)/controller-gen ## BPF objects, deep copies, custom resource d
 	controller-gen object:headerFile=tools/boilerplate.txt \
 		crd paths=./api/... output:crd:dir=install/helm/weft/crds
 
+.PHONY: previous-release
+previous-release: ## Keep the BPF object of REF, a release, as the one that upgrades are tested from
+	test -n "$(REF)" # a tag
+	git show $(REF):internal/datapath/object/datapath_bpfel.o | gzip -9nc > internal/datapath/testdata/previous.o.gz
+
 .PHONY: image
 image: build ## Container image as build/image/weft.tar
 	go run ./install/image -name $(IMAGE) -version $(VERSION) -programs $(BIN) -out build/image/weft.tar -cache build/image/debs
