@@ -3,6 +3,7 @@
 package datapath_test
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -98,4 +99,58 @@ func BenchmarkAttach(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// BenchmarkRestart measures how long an agent that starts on a node with 110 pods
+// takes until it has the datapath in hand, with the same programs as before.
+func BenchmarkRestart(b *testing.B) {
+	o := both
+	o.Root, o.Masquerade, o.Sizes = newRoot(b), true, maps.DefaultSizes()
+	d := open(b, o)
+	eth := newVeth(b, "eth0")
+	if err := d.SyncDevices([]datapath.Device{{Name: "eth0", Index: eth.Attrs().Index}}); err != nil {
+		b.Fatal(err)
+	}
+	for i := range 110 {
+		name := fmt.Sprintf("lxc%d", i)
+		if err := d.AttachEndpoint(name, newVeth(b, name).Attrs().Index); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for b.Loop() {
+		again, err := datapath.Open(o)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := again.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Milliseconds())/float64(b.N), "ms/start")
+}
+
+// BenchmarkResize measures a start that carries over 131,072 connections into a map
+// of another size, three times: when it is made, before the swap, and after it.
+func BenchmarkResize(b *testing.B) {
+	o := both
+	o.Root, o.Sizes = newRoot(b), maps.DefaultSizes()
+	ct := open(b, o).Maps().Raw("weft_ct4")
+	key, value := make([]byte, ct.KeySize()), make([]byte, ct.ValueSize())
+	for i := range o.Sizes.CT {
+		binary.NativeEndian.PutUint32(key, uint32(i))
+		if err := ct.Put(key, value); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for i := 1; b.Loop(); i++ {
+		o.Sizes.CT = 1<<17 + i
+		d, err := datapath.Open(o)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := d.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Milliseconds())/float64(b.N), "ms/start")
 }

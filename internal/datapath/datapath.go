@@ -3,9 +3,11 @@
 package datapath
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"strings"
 	"sync"
 
@@ -26,6 +28,16 @@ type Options struct {
 	Masquerade bool   // else the maps of masqueraded flows are as small as they get
 	Sizes      maps.Sizes
 	Log        *slog.Logger
+
+	inject injections
+}
+
+// injections are what tests put in place of what is built in.
+type injections struct {
+	object   []byte                     // of another release
+	patch    func(*ebpf.CollectionSpec) // changes what was parsed
+	fault    func(step string) error    // makes a step fail
+	untested bool                       // no self-test
 }
 
 // Datapath is the loaded datapath. Its methods may be called from several goroutines.
@@ -67,13 +79,14 @@ type Device struct {
 	Index int
 }
 
-// Open checks what the kernel can do, reuses or makes the pinned maps, loads
-// the programs and puts them into all hooks that an earlier agent attached. A map of another layout is
-// replaced, which is logged: connections then start anew on the stack path.
-// Where only a capacity changed, the entries are carried over.
+// Open checks what the kernel can do, tests the programs on built-in packets,
+// reuses or makes the pinned maps, loads the programs and puts them into all hooks
+// that an earlier agent attached. A map whose capacity or layout changed is
+// replaced and its entries are carried over, member by member; where a member
+// changed in a way that has no translation it is replaced empty, which is logged.
 //
 // Errors name what is missing and what to do about it. Whatever was attached
-// before a failed Open keeps forwarding.
+// before a failed Open keeps forwarding, as it was.
 func Open(o Options) (*Datapath, error) {
 	if o.Root == "" {
 		o.Root = DefaultRoot
@@ -96,29 +109,64 @@ func Open(o Options) (*Datapath, error) {
 		return nil, fmt.Errorf("datapath: %w", err)
 	}
 	defer unlock()
-	spec, err := loadSpec(o, has)
+	d, err := open(o, has)
 	if err != nil {
 		return nil, fmt.Errorf("datapath: %w", err)
-	}
-	raw, err := openMaps(o, spec)
-	if err != nil {
-		return nil, fmt.Errorf("datapath: %w", err)
-	}
-	set, err := maps.NewSet(raw.all)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("datapath: %w", err), raw.close())
-	}
-	d := &Datapath{root: o.Root, log: o.Log, features: has, maps: set, wanted: map[string]wantedDevice{}}
-	if err := d.start(spec, raw); err != nil {
-		return nil, errors.Join(fmt.Errorf("datapath: %w", err), d.Close())
 	}
 	return d, nil
 }
 
-// start loads the programs over the maps, pins new maps, and swaps links.
-func (d *Datapath) start(spec *ebpf.CollectionSpec, raw *mapFiles) error {
+// open does what Open says, with the root locked.
+func open(o Options, has features) (*Datapath, error) {
+	spec, err := loadSpec(o, has)
+	if err != nil {
+		return nil, err
+	}
+	if err := prove(o, spec); err != nil {
+		return nil, err
+	}
+	running, err := findSites(o.Root)
+	if err != nil {
+		return nil, needsAdmin(err)
+	}
+	defer running.close()
+	inUse, err := running.writtenMaps()
+	if err != nil {
+		return nil, needsAdmin(err)
+	}
+	defer inUse.close()
+	raw, err := openMaps(o, spec, inUse)
+	if err != nil {
+		return nil, err
+	}
+	set, err := maps.NewSet(raw.all)
+	if err != nil {
+		return nil, errors.Join(err, raw.close())
+	}
+	d := &Datapath{root: o.Root, log: o.Log, features: has, maps: set, wanted: map[string]wantedDevice{}}
+	if err := errors.Join(d.start(o, spec, raw, running), raw.closeCarries()); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// needsAdmin explains what the kernel lets nobody else do: open programs and maps
+// by their numbers.
+func needsAdmin(err error) error {
+	if errors.Is(err, os.ErrPermission) {
+		return fmt.Errorf("take over what runs: %w; the agent needs CAP_SYS_ADMIN (or to be privileged)", err)
+	}
+	return fmt.Errorf("take over what runs: %w", err)
+}
+
+// start loads the programs over the maps and switches to both.
+func (d *Datapath) start(o Options, spec *ebpf.CollectionSpec, raw *mapFiles, running *takeover) error {
 	if raw.created[object.DatapathMapWeftCfg] {
-		if err := d.maps.Config.Set(maps.DefaultConfig()); err != nil {
+		cfg, err := d.maps.Config.Get() // what was carried over
+		if err == nil {
+			err = d.maps.Config.Set(cfg) // with defaults for all that is zero
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -131,10 +179,45 @@ func (d *Datapath) start(spec *ebpf.CollectionSpec, raw *mapFiles) error {
 		d.programs[h] = coll.DetachProgram(h.String())
 	}
 	coll.Close()
-	if err := raw.commit(d.root); err != nil {
+	if err := raw.stage(d.root); err != nil {
+		return errors.Join(err, raw.discard(d.root))
+	}
+	if err := d.switchOver(o, raw, running); err != nil {
+		return errors.Join(err, raw.discard(d.root))
+	}
+	d.log.Info("took over", "sites", len(running.sites), "gone", len(running.dead))
+	return running.bury()
+}
+
+// switchOver puts the programs into the sites and the maps into place, or leaves
+// both as they were. A kill in between leaves sites of both kinds, and entries in
+// the maps of both; the next start finds the latter through what runs.
+func (d *Datapath) switchOver(o Options, raw *mapFiles, running *takeover) error {
+	fault := o.inject.fault
+	if fault == nil {
+		fault = func(string) error { return nil }
+	}
+	if err := fault("carry over"); err != nil {
 		return err
 	}
-	return d.swap()
+	if err := raw.follow(true); err != nil {
+		return err
+	}
+	follow := func() error { return raw.follow(false) }
+	if err := running.swap(d.programs, fault, follow); err != nil {
+		return errors.Join(err, raw.giveBack())
+	}
+	err := follow()
+	if err == nil {
+		err = fault("commit")
+	}
+	if err == nil {
+		err = raw.commit(d.root)
+	}
+	if err != nil {
+		return errors.Join(err, running.back(len(running.sites)), raw.giveBack())
+	}
+	return nil
 }
 
 // Maps returns the maps, valid until Close.
@@ -157,9 +240,16 @@ func (d *Datapath) Close() error {
 
 // loadSpec parses the embedded object and applies sizes and capabilities.
 func loadSpec(o Options, has features) (*ebpf.CollectionSpec, error) {
-	spec, err := object.LoadDatapath()
+	code := object.Bytes()
+	if o.inject.object != nil {
+		code = o.inject.object
+	}
+	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(code))
 	if err != nil {
 		return nil, err
+	}
+	if o.inject.patch != nil {
+		o.inject.patch(spec)
 	}
 	for name, n := range o.Sizes.Entries() {
 		if n <= 0 || n > 1<<28 {

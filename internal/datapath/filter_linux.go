@@ -5,6 +5,8 @@ package datapath
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -157,75 +159,80 @@ func gone(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL)
 }
 
-// filteredDevices lists the devices that have one of our filters.
-func filteredDevices() ([]Device, error) {
+// carrier is a device that has filters of ours.
+type carrier struct {
+	index   int
+	running map[reason.Hook]ebpf.ProgramID
+}
+
+// carriers lists the devices that have filters of ours. One that goes meanwhile
+// is none.
+func carriers() ([]carrier, error) {
 	qs, err := netlink.QdiscList(nil)
 	if err != nil {
 		return nil, fmt.Errorf("qdiscs: %w", err)
 	}
-	var out []Device
+	var out []carrier
 	for _, q := range qs {
 		if q.Type() != "clsact" {
 			continue
 		}
-		index := q.Attrs().LinkIndex
-		for _, h := range reason.Hooks() {
-			fs, err := filters(index, h)
-			if err != nil || !anyOurs(fs, h) {
-				continue
+		c := carrier{q.Attrs().LinkIndex, map[reason.Hook]ebpf.ProgramID{}}
+		for _, side := range []reason.Hook{reason.FromPod, reason.ToPod} { // an ingress and an egress
+			fs, err := filters(c.index, side)
+			if err != nil && !gone(err) {
+				return nil, fmt.Errorf("interface %d: %w", c.index, err)
 			}
-			if l, err := netlink.LinkByIndex(index); err == nil {
-				out = append(out, Device{Name: l.Attrs().Name, Index: index})
+			for _, f := range fs {
+				if h, ok := hookOf(f); ok && attachType(h) == attachType(side) {
+					c.running[h] = ebpf.ProgramID(f.Id)
+				}
 			}
-			break
+		}
+		if len(c.running) > 0 {
+			out = append(out, c)
 		}
 	}
 	return out, nil
 }
 
-func anyOurs(fs []*netlink.BpfFilter, h reason.Hook) bool {
-	for _, f := range fs {
+// hookOf returns the hook that a filter of ours serves.
+func hookOf(f *netlink.BpfFilter) (reason.Hook, bool) {
+	for _, h := range reason.Hooks() {
 		if ours(f, h) {
-			return true
+			return h, true
 		}
 	}
-	return false
+	return 0, false
 }
 
-// swapFilters puts programs into all filters that an earlier agent made.
-func swapFilters(programs map[reason.Hook]*ebpf.Program) (int, error) {
-	devs, err := filteredDevices()
+// filterSites lists what an earlier agent attached as filters.
+func filterSites() ([]site, error) {
+	cs, err := carriers()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	n := 0
-	var errs []error
-	for _, d := range devs {
-		for _, h := range reason.Hooks() {
-			fs, err := filters(d.Index, h)
-			if err != nil || !anyOurs(fs, h) {
-				continue
-			}
-			if err := attachFilters(d.Index, []reason.Hook{h}, programs); err != nil {
-				errs = append(errs, fmt.Errorf("device %s: %w", d.Name, err))
-				continue
-			}
-			n++
-		}
+	var out []site
+	for _, c := range cs {
+		hooks := slices.Sorted(maps.Keys(c.running))
+		out = append(out, site{
+			name: fmt.Sprintf("filters of interface %d", c.index), running: c.running,
+			set: func(p map[reason.Hook]*ebpf.Program) error { return attachFilters(c.index, hooks, p) },
+		})
 	}
-	return n, errors.Join(errs...)
+	return out, nil
 }
 
 // removeAllFilters takes our filters off every device.
 func removeAllFilters() error {
-	devs, err := filteredDevices()
+	cs, err := carriers()
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, d := range devs {
-		if err := removeFilters(d.Index, reason.Hooks()); err != nil {
-			errs = append(errs, fmt.Errorf("device %s: %w", d.Name, err))
+	for _, c := range cs {
+		if err := removeFilters(c.index, reason.Hooks()); err != nil {
+			errs = append(errs, fmt.Errorf("interface %d: %w", c.index, err))
 		}
 	}
 	return errors.Join(errs...)

@@ -8,9 +8,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 	ebpffeatures "github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
@@ -106,6 +109,53 @@ func haveSkipNeigh() (bool, error) {
 		return false, err
 	}
 	return int32(got) == -int32(unix.ENODEV), nil
+}
+
+// bpfMapInfo is the head of struct bpf_map_info of linux/bpf.h.
+type bpfMapInfo struct {
+	Type, ID, KeySize, ValueSize, MaxEntries, Flags uint32
+	Name                                            [16]byte
+	IfIndex, VmlinuxValueType                       uint32
+	NetnsDev, NetnsIno                              uint64
+	BTF, KeyType, ValueType, _                      uint32
+}
+
+// mapTypes asks the kernel how the entries of a map are laid out. ok is false
+// where it does not know.
+func mapTypes(m *ebpf.Map) (key, value btf.Type, ok bool, err error) {
+	const objGetInfoByFD = 15 // BPF_OBJ_GET_INFO_BY_FD
+	info := &bpfMapInfo{}
+	var pin runtime.Pinner // its address is in attr as a number
+	pin.Pin(info)
+	defer pin.Unpin()
+	attr := struct {
+		fd, len uint32
+		info    uint64
+	}{uint32(m.FD()), uint32(unsafe.Sizeof(*info)), uint64(uintptr(unsafe.Pointer(info)))}
+	_, _, errno := unix.Syscall(unix.SYS_BPF, objGetInfoByFD, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	runtime.KeepAlive(m)
+	if errno != 0 {
+		return nil, nil, false, fmt.Errorf("ask for its layout: %w", errno)
+	}
+	if info.BTF == 0 || info.KeyType == 0 || info.ValueType == 0 {
+		return nil, nil, false, nil
+	}
+	h, err := btf.NewHandleFromID(btf.ID(info.BTF))
+	if err != nil {
+		return nil, nil, false, fmt.Errorf("ask for its layout: %w", err)
+	}
+	defer h.Close()
+	spec, err := h.Spec(nil)
+	if err != nil {
+		return nil, nil, false, fmt.Errorf("read its layout: %w", err)
+	}
+	if key, err = spec.TypeByID(btf.TypeID(info.KeyType)); err == nil {
+		value, err = spec.TypeByID(btf.TypeID(info.ValueType))
+	}
+	if err != nil {
+		return nil, nil, false, fmt.Errorf("read its layout: %w", err)
+	}
+	return key, value, true, nil
 }
 
 func flock(fd int) error {

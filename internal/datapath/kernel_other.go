@@ -8,6 +8,7 @@ import (
 	"errors"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 
 	"github.com/weft-net/weft/internal/datapath/reason"
@@ -23,10 +24,14 @@ func indexOf(string) (int, error)            { return 0, errors.ErrUnsupported }
 func removeFilters(int, []reason.Hook) error { return errors.ErrUnsupported }
 func removeAllFilters() error                { return errors.ErrUnsupported }
 
+func mapTypes(*ebpf.Map) (key, value btf.Type, ok bool, err error) {
+	return nil, nil, false, errors.ErrUnsupported
+}
+
 func attachFilters(int, []reason.Hook, map[reason.Hook]*ebpf.Program) error {
 	return errors.ErrUnsupported
 }
 
-func swapFilters(map[reason.Hook]*ebpf.Program) (int, error) { return 0, errors.ErrUnsupported }
+func filterSites() ([]site, error) { return nil, errors.ErrUnsupported }
 
 func runningFilters(int, reason.Hook) ([]ebpf.ProgramID, error) { return nil, errors.ErrUnsupported }

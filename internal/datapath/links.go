@@ -275,56 +275,6 @@ func (d *Datapath) pinnedDevices(hooks []reason.Hook) ([]string, error) {
 	return names, nil
 }
 
-// swap puts the programs just loaded into whatever an earlier agent attached.
-func (d *Datapath) swap() error {
-	n, err := swapFilters(d.programs)
-	d.log.Info("took over filters", "swapped", n)
-	return errors.Join(err, d.swapLinks())
-}
-
-// swapLinks is swap for pinned links. Those of devices that are gone are unpinned.
-func (d *Datapath) swapLinks() error {
-	files, err := os.ReadDir(filepath.Join(d.root, linksDir))
-	if err != nil {
-		return err
-	}
-	var errs []error
-	swapped, gone := 0, 0
-	for _, f := range files {
-		_, h, ok := parseLinkName(f.Name())
-		if !ok {
-			continue
-		}
-		dead, err := d.swapLink(filepath.Join(d.root, linksDir, f.Name()), h)
-		switch {
-		case err != nil:
-			errs = append(errs, fmt.Errorf("link %s: %w", f.Name(), err))
-		case dead:
-			gone++
-		default:
-			swapped++
-		}
-	}
-	d.log.Info("took over pinned links", "swapped", swapped, "gone", gone)
-	return errors.Join(errs...)
-}
-
-func (d *Datapath) swapLink(path string, h reason.Hook) (dead bool, err error) {
-	l, err := link.LoadPinnedLink(path, nil)
-	if err != nil {
-		return false, err
-	}
-	defer l.Close()
-	at, err := linkTarget(l)
-	if err != nil {
-		return false, err
-	}
-	if at.ifindex == 0 {
-		return true, l.Unpin()
-	}
-	return false, updateLink(l, d.programs[h])
-}
-
 // Unload takes the programs off every device and removes every pin under root. What is not
 // there is no error; the bpffs itself stays mounted.
 func Unload(root string) error {

@@ -106,7 +106,7 @@ func open(t testing.TB, o datapath.Options) *datapath.Datapath {
 	if o.Sizes == (maps.Sizes{}) {
 		o.Sizes = testSizes
 	}
-	d, err := datapath.Open(o)
+	d, err := datapath.Open(o.Untested())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,13 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"syscall"
 
 	"github.com/cilium/ebpf"
 
+	"github.com/weft-net/weft/internal/datapath/layout"
 	weftmaps "github.com/weft-net/weft/internal/datapath/maps"
 )
 
@@ -26,10 +27,12 @@ const (
 type mapFiles struct {
 	all     map[string]*ebpf.Map
 	created map[string]bool
+	carries []*carry
+	log     *slog.Logger
 }
 
 func (f *mapFiles) close() error {
-	var errs []error
+	errs := []error{f.closeCarries()}
 	for _, m := range f.all {
 		errs = append(errs, m.Close())
 	}
@@ -37,95 +40,154 @@ func (f *mapFiles) close() error {
 }
 
 // openMaps takes over pinned maps that fit and makes the others, without
-// pinning them: nothing changes for programs in use before commit.
-func openMaps(o Options, spec *ebpf.CollectionSpec) (*mapFiles, error) {
-	f := &mapFiles{all: map[string]*ebpf.Map{}, created: map[string]bool{}}
+// pinning them: nothing changes for programs in use before commit. inUse are the
+// maps of programs that run: other than the pinned ones after an upgrade that did
+// not come to its end.
+func openMaps(o Options, spec *ebpf.CollectionSpec, inUse map[string][]*ebpf.Map) (*mapFiles, error) {
+	f := &mapFiles{all: map[string]*ebpf.Map{}, created: map[string]bool{}, log: o.Log}
 	for _, name := range weftmaps.Names() {
-		m, created, err := openMap(o, spec.Maps[name])
-		if err != nil {
+		if err := f.open(o, spec.Maps[name], inUse[name]); err != nil {
 			return nil, errors.Join(fmt.Errorf("map %s: %w", name, err), f.close())
 		}
-		f.all[name], f.created[name] = m, created
 	}
 	return f, nil
 }
 
-func openMap(o Options, spec *ebpf.MapSpec) (m *ebpf.Map, created bool, err error) {
+func (f *mapFiles) open(o Options, spec *ebpf.MapSpec, inUse []*ebpf.Map) error {
+	want, err := specLayout(spec)
+	if err != nil {
+		return err
+	}
 	path := filepath.Join(o.Root, mapsDir, spec.Name)
 	old, err := ebpf.LoadPinnedMap(path, nil)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return nil, false, fmt.Errorf("pin %s: %w; remove the file if it is not Weft's", path, err)
-	default:
-		bad := spec.Compatible(old)
-		if bad == nil {
-			return old, false, nil
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("pin %s: %w; remove the file if it is not Weft's", path, err)
+	}
+	if old != nil {
+		fits, err := f.fits(spec, want, old)
+		if err == nil {
+			inUse, err = others(inUse, old)
+		}
+		if err != nil {
+			return errors.Join(err, old.Close())
+		}
+		if fits {
+			f.all[spec.Name] = old
+			return f.carryFrom(spec.Name, want, inUse...)
 		}
 		defer old.Close()
-		o.Log.Warn("replacing a map of another layout", "map", spec.Name, "reason", bad)
 	}
-	m, err = ebpf.NewMap(spec)
+	m, err := ebpf.NewMap(spec)
 	if errors.Is(err, syscall.ENOMEM) {
-		return nil, false, fmt.Errorf("%w: %d entries do not fit into the memory limit; raise it or choose smaller maps", err, spec.MaxEntries)
+		return fmt.Errorf("%w: %d entries do not fit into the memory limit; raise it or choose smaller maps", err, spec.MaxEntries)
 	}
 	if err != nil {
-		return nil, false, err
+		return err
 	}
-	// Values only ever grow, by fields whose zero means what it was without them.
-	if old != nil && old.Type() == spec.Type && old.KeySize() == spec.KeySize && old.ValueSize() <= spec.ValueSize {
-		n, lost := carryOver(old, m)
-		o.Log.Info("carried entries over", "map", spec.Name, "entries", n, "lost", lost)
+	f.all[spec.Name], f.created[spec.Name] = m, true
+	if old != nil { // the oldest first: what comes later is newer
+		inUse = append([]*ebpf.Map{old}, inUse...)
 	}
-	return m, true, nil
+	return f.carryFrom(spec.Name, want, inUse...)
 }
 
-// carryOver copies entries into a map of another capacity or with longer values,
-// as far as they fit.
-func carryOver(old, m *ebpf.Map) (copied, lost int) {
-	if old.Type() == ebpf.RingBuf || old.Type() == ebpf.PerCPUArray {
-		return 0, 0
+// others returns the maps that are not this one.
+func others(ms []*ebpf.Map, than *ebpf.Map) ([]*ebpf.Map, error) {
+	info, err := than.Info()
+	if err != nil {
+		return nil, err
 	}
-	var k, v []byte
-	for it := old.Iterate(); it.Next(&k, &v); {
-		grown := make([]byte, m.ValueSize())
-		copy(grown, v)
-		if err := m.Put(k, grown); err != nil {
-			lost++
-			continue
+	id, _ := info.ID()
+	var out []*ebpf.Map
+	for _, m := range ms {
+		info, err := m.Info()
+		if err != nil {
+			return nil, err
 		}
-		copied++
+		if other, _ := info.ID(); other != id {
+			out = append(out, m)
+		}
 	}
-	return copied, lost
+	return out, nil
 }
 
-// commit pins the maps that were made: each under a name of its own, then
-// renamed over the old one, so that a reader never finds a gap.
-func (f *mapFiles) commit(root string) error {
-	for name := range maps.Keys(f.created) {
-		if !f.created[name] {
+// fits says whether a pinned map is what the programs want, entry by entry.
+func (f *mapFiles) fits(spec *ebpf.MapSpec, want layout.Layout, old *ebpf.Map) (bool, error) {
+	if err := spec.Compatible(old); err != nil {
+		f.log.Info("replacing a map", "map", spec.Name, "reason", err)
+		return false, nil
+	}
+	has, known, err := layoutOf(old)
+	if err != nil {
+		return false, err
+	}
+	if known && !has.Shares(want) {
+		f.log.Info("replacing a map of another layout", "map", spec.Name, "was", has.Version(), "is", want.Version())
+		return false, nil
+	}
+	return true, nil
+}
+
+// stage pins the maps that were made under new/, where nobody looks.
+func (f *mapFiles) stage(root string) error {
+	for name, made := range f.created {
+		if !made {
 			continue
 		}
-		if err := pinAtomic(f.all[name], root, filepath.Join(mapsDir, name)); err != nil {
+		if err := pinNew(f.all[name], root, name); err != nil {
 			return fmt.Errorf("map %s: %w", name, err)
 		}
 	}
 	return nil
 }
 
+// commit puts what was staged into place by renaming, so that a reader never finds a gap.
+func (f *mapFiles) commit(root string) error {
+	var errs []error
+	for name, made := range f.created {
+		if made {
+			errs = append(errs, os.Rename(filepath.Join(root, newDir, name), filepath.Join(root, mapsDir, name)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// discard takes back what stage did.
+func (f *mapFiles) discard(root string) error {
+	var errs []error
+	for name, made := range f.created {
+		if !made {
+			continue
+		}
+		if err := os.Remove(filepath.Join(root, newDir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
 type pinner interface{ Pin(string) error }
 
 // pinAtomic pins x at root/rel, replacing what is there.
 func pinAtomic(x pinner, root, rel string) error {
+	if err := pinNew(x, root, filepath.Base(rel)); err != nil {
+		return err
+	}
 	tmp := filepath.Join(root, newDir, filepath.Base(rel))
+	if err := os.Rename(tmp, filepath.Join(root, rel)); err != nil {
+		return errors.Join(fmt.Errorf("pin %s: %w", rel, err), os.Remove(tmp))
+	}
+	return nil
+}
+
+// pinNew pins x at root/new/name, replacing what a killed agent left there.
+func pinNew(x pinner, root, name string) error {
+	tmp := filepath.Join(root, newDir, name)
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if err := x.Pin(tmp); err != nil {
 		return fmt.Errorf("pin %s: %w", tmp, err)
-	}
-	if err := os.Rename(tmp, filepath.Join(root, rel)); err != nil {
-		return errors.Join(fmt.Errorf("pin %s: %w", rel, err), os.Remove(tmp))
 	}
 	return nil
 }
