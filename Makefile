@@ -46,7 +46,7 @@ lab: ## Only weft-lab
 
 .PHONY: generate
 generate: $(TOOLS)/controller-gen ## BPF objects, deep copies, custom resource definitions
-	go generate ./internal/...
+	go generate ./internal/... ./test/bench/...
 	controller-gen object:headerFile=tools/boilerplate.txt \
 		crd paths=./api/... output:crd:dir=install/helm/weft/crds
 
@@ -130,6 +130,13 @@ bench-cni: build ## CNI latency and agent memory, to build/bench/cni.json
 	@mkdir -p build/bench
 	go build -trimpath -ldflags '$(GO_LDFLAGS)' -o build/bench/floor ./test/bench/cni/floor
 	go run ./test/bench/cni -out build/bench/cni.json
+
+.PHONY: bench-datapath
+bench-datapath: ## Pod to pod across nodes against a bare forwarder, kernel VXLAN and a ptp CNI, to build/bench/datapath.json; 6 minutes
+	test/deps.sh iperf3 containernetworking-plugins
+	@mkdir -p build/bench
+	go build -trimpath -ldflags '$(GO_LDFLAGS)' -o build/bench/datapath ./test/bench/datapath
+	build/bench/datapath -out build/bench/datapath.json
 
 .PHONY: bench-ipam
 bench-ipam: build ## 500 nodes join one API server at once: time, writes, ledger, operator's memory, to build/bench/ipam.json

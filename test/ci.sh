@@ -71,4 +71,5 @@ if [ "$what" = full ]; then
 	step "upstream conformance" make test-e2e-upstream
 	step "CNI benchmark" make bench-cni
 	step "IPAM benchmark" make bench-ipam
+	step "datapath benchmark" make bench-datapath
 fi

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Installs the Debian packages that build and tests need and that are missing.
+# deps.sh [PACKAGE...]: installs the Debian packages that build and tests need,
+# and those that are named, if they are missing.
 set -euo pipefail
 
 packages=(
@@ -12,6 +13,7 @@ packages=(
 	# linters and the race detector
 	shellcheck gcc libc6-dev
 	git make curl ca-certificates
+	"$@"
 )
 
 missing=()

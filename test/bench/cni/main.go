@@ -35,20 +35,18 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"math"
 	"os"
-	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"runtime"
 	"slices"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/test/bench/sandbox"
 )
 
 const (
@@ -75,7 +73,7 @@ func main() {
 	var err error
 	switch {
 	case os.Getenv(childEnv) == "":
-		err = isolate()
+		err = sandbox.Run(childEnv, unix.CLONE_NEWPID)
 	case os.Getenv(roleEnv) == "agent":
 		err = agent()
 	default:
@@ -85,31 +83,6 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bench cni:", err)
 		os.Exit(1)
 	}
-}
-
-// isolate runs this program again in namespaces of its own. As the child is the
-// first process of its PID namespace, all it started ends with it.
-func isolate() error {
-	if os.Geteuid() != 0 {
-		return errors.New("needs root, to make namespaces and load programs")
-	}
-	runtime.LockOSThread() // Pdeathsig is about the thread that starts the child
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), childEnv+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL,
-	}
-	sigs := make(chan os.Signal, 1)
-	signal.Notify(sigs, os.Interrupt, syscall.SIGTERM)
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	go func() {
-		<-sigs
-		_ = cmd.Process.Kill()
-	}()
-	return cmd.Wait()
 }
 
 // samples are durations of one kind.

@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+// Command datapath measures what the datapath costs: one pod on each of two nodes
+// that a wire joins, all of them network namespaces of this machine, and a load
+// between the pods. In each round every variant is measured a second or less after
+// the last one, so that a busy neighbour hits all of them; figures are medians of
+// the rounds, and ratios medians of each round's ratio.
+//
+// Variants:
+//
+//	host          from node to node, without pods
+//	bare          a forwarder that does nothing but forward: package bare
+//	native        Weft, native routing
+//	ptp           Debian's containernetworking-plugins, the kernel routes
+//	kernel_vxlan  the kernel routes into a VXLAN device with a static FDB
+//	vxlan         Weft, overlay
+//	bigtcp        Weft, native routing, with BIG TCP
+//
+// Figures of each, over 1 and 16 connections:
+//
+//	*_stream_*_gbps            iperf3, 10^9 bits a second
+//	*_stream_*_cpu_us_per_mib  processor time, sender's and receiver's
+//	*_rr_*_per_s               a byte there and a byte back, over a connection that stays
+//	*_crr_*_per_s              the same with a new connection each time
+//	*_cpu_us                   processor time of one such transaction, or datagram
+//	*_udp_64b_per_s            datagrams with 64 bytes of payload that arrive, one sender
+//
+// And of the programs, by the kernel's own account (bpf_stats_enabled), for a
+// packet of an established flow under 16 connections of request and response:
+//
+//	*_{from_pod,...}_ns        mean run time of a program
+//	*_programs_ns              of all that a packet meets on its way, together
+//	above_bare_ns              native's less bare's
+//
+// Ratios (a_vs_b_*) are of streams over 1 connection, of all else over 16.
+//
+// agent_restart_ms_110_pods, restart_lost_packets and restart_resets are not
+// measured yet.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/weft-net/weft/test/bench/sandbox"
+)
+
+const childEnv = "WEFT_BENCH_DATAPATH" // set inside the namespaces
+
+type options struct {
+	out    string
+	rounds int
+	turns  int
+	slice  time.Duration
+	watch  string
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.out, "out", "build/bench/datapath.json", "file to write the figures to")
+	flag.IntVar(&o.rounds, "rounds", 8, "times that each variant carries streams, a second each")
+	flag.IntVar(&o.turns, "turns", 4, "times in each round that each variant carries any other load")
+	flag.DurationVar(&o.slice, "slice", 100*time.Millisecond, "duration of any other load")
+	flag.StringVar(&o.watch, "watch", "", "measure nothing, but keep this variant under request and response over 16 connections for 20 s, to be looked at with perf")
+	flag.Parse()
+	var err error
+	if os.Getenv(childEnv) == "" {
+		// The runtime's signals would end system calls that wait with a time limit.
+		if err = os.Setenv("GODEBUG", "asyncpreemptoff=1"); err == nil {
+			err = sandbox.Run(childEnv, 0)
+		}
+	} else {
+		err = run(o)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench datapath:", err)
+		os.Exit(1)
+	}
+}
+
+func run(o options) error {
+	if runtime.NumCPU() < 2 {
+		return fmt.Errorf("needs two cores, one for each end of the load")
+	}
+	// Threads that wait in the kernel must find their place when they come back,
+	// and nothing may stop them all.
+	runtime.GOMAXPROCS(4 * responders)
+	debug.SetGCPercent(-1)
+	if err := sandbox.Mount(); err != nil {
+		return err
+	}
+	variants, err := newVariants()
+	if err != nil {
+		return err
+	}
+	b, err := newBench(o, variants)
+	if err != nil {
+		return err
+	}
+	if o.watch != "" {
+		return b.underLoad(o.watch, 20*time.Second)
+	}
+	for i := range o.rounds {
+		fmt.Fprintf(os.Stderr, "round %d of %d\n", i+1, o.rounds)
+		if err := b.round(); err != nil {
+			return err
+		}
+	}
+	for _, v := range variants {
+		if v.check == nil {
+			continue
+		}
+		if err := v.check(); err != nil {
+			return fmt.Errorf("%s: %w", v.name, err)
+		}
+	}
+	if err := b.series.ratios(); err != nil {
+		return err
+	}
+	return b.series.write(o)
+}
+
+// bench is what is measured by turns.
+type bench struct {
+	options
+	variants []*variant
+	streams  map[*variant]*streams
+	cpu      processors
+	series   series
+}
+
+func newBench(o options, variants []*variant) (*bench, error) {
+	b := &bench{options: o, variants: variants, streams: map[*variant]*streams{}, series: series{}}
+	for _, v := range variants {
+		// The client closes first: its ports are used again after a second.
+		err := v.client.in(func() error {
+			for name, value := range map[string]string{"tcp_tw_reuse": "1", "ip_local_port_range": "1024 65535"} {
+				if err := os.WriteFile("/proc/sys/net/ipv4/"+name, []byte(value), 0o644); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", v.name, err)
+		}
+		if err := respond(v); err != nil {
+			return nil, fmt.Errorf("%s: %w", v.name, err)
+		}
+		if b.streams[v], err = newStreams(v); err != nil {
+			return nil, fmt.Errorf("%s: %w", v.name, err)
+		}
+	}
+	var err error
+	b.cpu, err = newProcessors()
+	return b, err
+}
+
+// underLoad keeps one variant busy.
+func (b *bench) underLoad(name string, d time.Duration) error {
+	for _, v := range b.variants {
+		if v.name == name {
+			r, err := transactions(v, 16, d, b.cpu, requestResponse)
+			fmt.Printf("%s: %.0f a second, %.1f us of processor time for each\n", name, r.rate, r.cpu*1e6)
+			return err
+		}
+	}
+	return fmt.Errorf("no variant is called %q", name)
+}
+
+// round measures streams once and all else some times: one kind of load after the
+// other, each with all variants by turns.
+func (b *bench) round() error {
+	for _, conns := range []int{1, 16} {
+		if err := b.each(fmt.Sprintf("stream_%d", conns), b.stream(conns)); err != nil {
+			return err
+		}
+	}
+	for range b.turns {
+		if err := b.turn(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *bench) turn() error {
+	for _, conns := range []int{1, 16} {
+		if err := b.each(fmt.Sprintf("rr_%d", conns), b.transactions(conns, requestResponse)); err != nil {
+			return err
+		}
+		if err := b.each(fmt.Sprintf("crr_%d", conns), b.transactions(conns, connectRequestResponse)); err != nil {
+			return err
+		}
+	}
+	err := b.each("udp_64b", func(v *variant, name string) error {
+		r, err := datagrams(v, b.slice, b.cpu)
+		b.note(name, r)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return b.each("programs_ns", b.programs)
+}
+
+// each calls f for all variants by turns.
+func (b *bench) each(name string, f func(v *variant, name string) error) error {
+	for _, v := range b.variants {
+		if err := f(v, v.name+"_"+name); err != nil {
+			return fmt.Errorf("%s %s: %w", v.name, name, err)
+		}
+	}
+	return nil
+}
+
+func (b *bench) note(name string, r result) {
+	b.series.add(name+"_per_s", r.rate)
+	b.series.add(name+"_cpu_us", r.cpu*1e6)
+}
+
+func (b *bench) transactions(conns int, kind func(*variant) client) func(*variant, string) error {
+	return func(v *variant, name string) error {
+		r, err := transactions(v, conns, b.slice, b.cpu, kind)
+		b.note(name, r)
+		return err
+	}
+}
+
+func (b *bench) stream(conns int) func(*variant, string) error {
+	return func(v *variant, name string) error {
+		r, err := b.streams[v].measure(conns)
+		b.series.add(name+"_gbps", r.rate/1e9)
+		b.series.add(name+"_cpu_us_per_mib", r.cpu*1e6*8*(1<<20))
+		return err
+	}
+}
+
+func (b *bench) programs(v *variant, name string) error {
+	if len(v.programs) == 0 {
+		return nil
+	}
+	times, err := runTimes(v, func() error {
+		_, err := transactions(v, 16, b.slice, b.cpu, requestResponse)
+		return err
+	})
+	sum := 0.0
+	for program, t := range times {
+		b.series.add(strings.TrimSuffix(name, "programs_ns")+program+"_ns", t)
+		sum += t
+	}
+	b.series.add(name, sum)
+	return err
+}

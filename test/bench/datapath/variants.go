@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+
+	"github.com/weft-net/weft/test/bench/datapath/bare"
+)
+
+// vxlanOverhead is what VXLAN over IPv4 takes of a packet.
+const vxlanOverhead = 50
+
+// variant is one way from a client to a server on another node.
+type variant struct {
+	name           string
+	client, server space
+	addr           netip.Addr // of the server
+	// programs that a packet of an established flow meets, those of both nodes by
+	// one name.
+	programs map[string][]*ebpf.Program
+	// check tells afterwards whether packets took the way that they should.
+	check func() error
+}
+
+// newVariants makes all of them, in the order in which they take turns.
+func newVariants() ([]*variant, error) {
+	var all []*variant
+	for _, b := range []struct {
+		name  string
+		build func(pair) (*variant, error)
+	}{
+		{"host", onHosts},
+		{"bare", bareForwarder},
+		{"native", weftNative},
+		{"ptp", ptp},
+		{"kernel_vxlan", kernelVXLAN},
+		{"vxlan", weftVXLAN},
+		{"bigtcp", weftBigTCP},
+	} {
+		p, err := newPair(b.name)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", b.name, err)
+		}
+		v, err := b.build(p)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", b.name, err)
+		}
+		v.name = b.name
+		all = append(all, v)
+	}
+	return all, nil
+}
+
+func (v *variant) between(p pair) { v.client, v.server, v.addr = p[0].pod, p[1].pod, p[1].podIP }
+
+func betweenPods(p pair) *variant {
+	v := &variant{}
+	v.between(p)
+	return v
+}
+
+// onHosts: from node to node, without pods.
+func onHosts(p pair) (*variant, error) {
+	return &variant{client: p[0].space, server: p[1].space, addr: p[1].addr}, nil
+}
+
+// bareForwarder is the limit of the path: see package bare.
+func bareForwarder(p pair) (*variant, error) {
+	programs := map[string][]*ebpf.Program{}
+	for i, n := range p {
+		pod, err := n.addPod(deviceMTU, nil)
+		if err != nil {
+			return nil, err
+		}
+		objs, err := loadBare(n, p[1-i], pod)
+		if err != nil {
+			return nil, err
+		}
+		err = n.in(func() error {
+			return errors.Join(attachBare(objs.BareFromPod, pod), attachBare(objs.BareFromNet, n.index))
+		})
+		if err != nil {
+			return nil, err
+		}
+		programs["from_pod"] = append(programs["from_pod"], objs.BareFromPod)
+		programs["from_net"] = append(programs["from_net"], objs.BareFromNet)
+	}
+	v := betweenPods(p)
+	v.programs = programs
+	return v, nil
+}
+
+func loadBare(n, other *node, pod int) (*bare.BareObjects, error) {
+	spec, err := bare.LoadBare()
+	if err != nil {
+		return nil, err
+	}
+	hop := other.addr.As4()
+	for name, value := range map[string]uint32{
+		bare.BareVarNetIfindex: uint32(n.index),
+		bare.BareVarNextHop:    binary.NativeEndian.Uint32(hop[:]),
+		bare.BareVarPodIfindex: uint32(pod),
+	} {
+		if err := spec.Variables[name].Set(value); err != nil {
+			return nil, fmt.Errorf("constant %s: %w", name, err)
+		}
+	}
+	var objs bare.BareObjects
+	if err := spec.LoadAndAssign(&objs, nil); err != nil {
+		return nil, fmt.Errorf("load the bare forwarder: %w", err)
+	}
+	return &objs, nil
+}
+
+// attachBare puts a program onto a device's ingress; it goes with the device.
+func attachBare(p *ebpf.Program, device int) error {
+	l, err := link.AttachTCX(link.TCXOptions{Interface: device, Program: p, Attach: ebpf.AttachTCXIngress})
+	if err != nil {
+		return fmt.Errorf("attach the bare forwarder (needs tcx, Linux 6.6): %w", err)
+	}
+	return l.Pin(fmt.Sprintf("%s/%p", bpffs, p)) // else it ends when l is collected
+}
+
+// kernelVXLAN: the kernel routes into a VXLAN device that knows the other node
+// from a static FDB. As with Weft, the outer UDP checksum is 0.
+func kernelVXLAN(p pair) (*variant, error) {
+	mac := func(i int) string { return fmt.Sprintf("02:00:00:00:10:%02x", i+1) }
+	for i, n := range p {
+		if _, err := n.addPod(deviceMTU-vxlanOverhead, nil); err != nil {
+			return nil, err
+		}
+		other := p[1-i]
+		gw := other.pods.Addr()
+		err := errors.Join(
+			ip(n.name, fmt.Sprintf("link add vx0 address %s mtu %d type vxlan id 1 dstport 4789 local %s dev %s nolearning noudpcsum",
+				mac(i), deviceMTU-vxlanOverhead, n.addr, nodeDevice), "link set vx0 up"),
+			bridge(n.name, fmt.Sprintf("fdb replace %s dev vx0 dst %s self permanent", mac(1-i), other.addr)),
+			ip(n.name, fmt.Sprintf("neigh replace %s lladdr %s dev vx0 nud permanent", gw, mac(1-i)),
+				fmt.Sprintf("route add %s via %s dev vx0 onlink", other.pods, gw)),
+		)
+		if err != nil {
+			return nil, err
+		}
+	}
+	return betweenPods(p), nil
+}
+
+// ptp: Debian's containernetworking-plugins give each pod a veth, the kernel
+// routes between nodes. There are no rules of netfilter, which would cost more.
+func ptp(p pair) (*variant, error) {
+	for i, n := range p {
+		if err := n.addPtpPod(); err != nil {
+			return nil, err
+		}
+		other := p[1-i]
+		if err := ip(n.name, fmt.Sprintf("route add %s via %s dev %s", other.pods, other.addr, nodeDevice)); err != nil {
+			return nil, err
+		}
+	}
+	return betweenPods(p), nil
+}
+
+const cniBin = "/usr/lib/cni"
+
+func (n *node) addPtpPod() (err error) {
+	if n.pod, err = newSpace(n.name + "-pod"); err != nil {
+		return err
+	}
+	conf, err := json.Marshal(map[string]any{
+		"cniVersion": "1.0.0", "name": n.name, "type": "ptp", "mtu": deviceMTU, "ipMasq": false,
+		"ipam": map[string]any{
+			"type": "host-local", "dataDir": "/run/cni-" + n.name,
+			"ranges": [][]map[string]string{{{"subnet": n.pods.String()}}},
+			"routes": []map[string]string{{"dst": "0.0.0.0/0"}},
+		},
+	})
+	if err != nil {
+		return err
+	}
+	return n.in(func() error {
+		cmd := exec.Command(cniBin + "/ptp")
+		cmd.Env = []string{
+			"CNI_COMMAND=ADD", "CNI_CONTAINERID=" + n.pod.name, "CNI_NETNS=" + n.pod.path,
+			"CNI_IFNAME=" + nodeDevice, "CNI_PATH=" + cniBin, "PATH=" + os.Getenv("PATH"),
+		}
+		cmd.Stdin = bytes.NewReader(conf)
+		out, err := cmd.Output()
+		if errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("%w: apt-get install containernetworking-plugins", err)
+		}
+		var result struct {
+			IPs []struct{ Address netip.Prefix }
+		}
+		if err := errors.Join(err, json.Unmarshal(out, &result)); err != nil || len(result.IPs) != 1 {
+			return fmt.Errorf("plugin ptp: %w: %s", err, out)
+		}
+		n.podIP = result.IPs[0].Address.Addr()
+		return nil
+	})
+}

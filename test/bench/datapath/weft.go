@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+
+	"github.com/weft-net/weft/internal/datapath"
+	"github.com/weft-net/weft/internal/datapath/link"
+	"github.com/weft-net/weft/internal/datapath/maps"
+	"github.com/weft-net/weft/internal/datapath/reason"
+	"github.com/weft-net/weft/internal/table"
+	"github.com/weft-net/weft/test/bench/sandbox"
+)
+
+const (
+	bpffs      = sandbox.BPFFS
+	tunnelPort = 8472
+	// bigTCP is the largest super-packet of the variant with BIG TCP, in bytes.
+	bigTCP = 196608
+)
+
+// weftNode is a node with Weft's datapath, set up as the agent does it by default.
+type weftNode struct {
+	*node
+	d *datapath.Datapath
+}
+
+func newWeftNode(n, other *node, mtu int) (*weftNode, error) {
+	d, err := datapath.Open(datapath.Options{Root: bpffs + "/" + n.name, IPv4: true, IPv6: true})
+	if err != nil {
+		return nil, err
+	}
+	w := &weftNode{n, d}
+	cfg := maps.DefaultConfig()
+	cfg.NodeIPv4 = n.addr
+	if err := d.SetConfig(cfg); err != nil {
+		return nil, err
+	}
+	err = n.in(func() error {
+		return d.SyncDevices([]datapath.Device{{Name: nodeDevice, Index: n.index}})
+	})
+	if err != nil {
+		return nil, err
+	}
+	if _, err := n.addPod(mtu, w.attach(mtu)); err != nil {
+		return nil, err
+	}
+	return w, errors.Join(
+		w.upsert(maps.IPCacheRow{Prefix: single(n.addr), Identity: table.IdentityHost, Kind: table.KindHost}),
+		w.upsert(maps.IPCacheRow{Prefix: single(n.podIP), Identity: table.IdentityInit, Kind: table.KindLocalPod, EndpointID: 1}),
+		w.upsert(maps.IPCacheRow{Prefix: single(other.addr), Identity: table.IdentityRemoteNode, Kind: table.KindNode}),
+		w.upsert(maps.IPCacheRow{Prefix: other.pods, Identity: table.IdentityInit, Kind: table.KindRemotePod}),
+	)
+}
+
+func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+func (w *weftNode) upsert(r maps.IPCacheRow) error { return w.d.Maps().IPCache.Upsert(r) }
+
+func (w *weftNode) attach(mtu int) func(link.Veth, int) error {
+	return func(v link.Veth, index int) error {
+		row := maps.EndpointRow{
+			ID: 1, IfIndex: index, IfName: v.HostIfName, MAC: v.MAC.String(), HostMAC: v.HostMAC.String(),
+			IPv4: w.podIP, MTU: mtu, Generation: 1, Identity: table.IdentityInit,
+		}
+		return errors.Join(w.d.Maps().Endpoints.Upsert(row), w.d.AttachEndpoint(v.HostIfName, index))
+	}
+}
+
+// route leads to the other node's pods as the agent does.
+func (w *weftNode) route(r table.Route) error {
+	return w.in(func() error { return w.links.UpsertRoute(r) })
+}
+
+// joinOverlay makes the tunnel device, and lets the other node be reached by it.
+func (w *weftNode) joinOverlay(other *node) error {
+	t := link.Tunnel{Port: tunnelPort, MTU: deviceMTU - vxlanOverhead, MAC: net.HardwareAddr{2, 0, 0, 0, 0x10, w.addr.As4()[3]}, Addrs: []netip.Addr{w.addr}}
+	cfg, err := w.d.Maps().Config.Get()
+	if err != nil {
+		return err
+	}
+	err = w.in(func() error {
+		index, err := w.links.EnsureTunnel(t)
+		if err != nil {
+			return err
+		}
+		if err := w.d.SyncOverlay(&datapath.Device{Name: link.TunnelDevice, Index: index}); err != nil {
+			return err
+		}
+		cfg.Overlay = maps.Overlay{IfIndex: index, MTU: t.MTU, Local: w.addr, Strict: true}
+		return errors.Join(w.links.TunnelUp(index, t), w.d.SetConfig(cfg))
+	})
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		w.upsert(maps.IPCacheRow{Prefix: single(other.addr), Identity: table.IdentityRemoteNode, Kind: table.KindNode, Tunnel: other.addr, ByTunnel: true}),
+		w.upsert(maps.IPCacheRow{Prefix: other.pods, Identity: table.IdentityInit, Kind: table.KindRemotePod, Tunnel: other.addr, ByTunnel: true}),
+		w.route(table.Route{Prefix: other.pods, Device: link.TunnelDevice, Src: w.addr}),
+	)
+}
+
+// hops are the programs that a packet meets, and what each must say of it.
+type hops map[reason.Hook]string
+
+func weftPair(p pair, mtu int, join func(w *weftNode, other *node) error, way hops) (*variant, error) {
+	var nodes []*weftNode
+	v := &variant{programs: map[string][]*ebpf.Program{}}
+	for i, n := range p {
+		w, err := newWeftNode(n, p[1-i], mtu)
+		if err != nil {
+			return nil, err
+		}
+		if err := join(w, p[1-i]); err != nil {
+			return nil, err
+		}
+		for h := range way {
+			v.programs[h.String()] = append(v.programs[h.String()], w.d.Program(h))
+		}
+		nodes = append(nodes, w)
+	}
+	v.between(p)
+	v.check = func() error {
+		var errs []error
+		for _, w := range nodes {
+			errs = append(errs, w.took(way))
+		}
+		return errors.Join(errs...)
+	}
+	return v, nil
+}
+
+// took tells whether packets took this way: figures of another would be about
+// something else. A few per mille may not: the last ones of connections that the
+// end of a measurement cut off.
+func (w *weftNode) took(way hops) error {
+	rows, err := w.d.Maps().Metrics.List()
+	if err != nil {
+		return err
+	}
+	total, right := map[string]uint64{}, map[string]uint64{}
+	for h, verdict := range way {
+		for _, r := range rows {
+			if r.Hook != h.String() || r.Class == reason.ClassNote {
+				continue
+			}
+			total[r.Hook] += r.Packets
+			if r.Reason == verdict {
+				right[r.Hook] += r.Packets
+			}
+		}
+		name := h.String()
+		if total[name] == 0 || right[name] < total[name]/1000*995 {
+			return fmt.Errorf("%s: %d of %d packets at %s were %q, which is not the path to be measured: %v", w.name, right[name], total[name], name, verdict, rows)
+		}
+	}
+	return nil
+}
+
+func joinNative(w *weftNode, other *node) error {
+	return w.route(table.Route{Prefix: other.pods, Via: other.addr, Device: nodeDevice, Src: w.addr})
+}
+
+func weftNative(p pair) (*variant, error) {
+	return weftPair(p, deviceMTU, joinNative, hops{reason.FromPod: "neigh", reason.ToNet: "marked", reason.FromNet: "peer"})
+}
+
+func weftVXLAN(p pair) (*variant, error) {
+	return weftPair(p, deviceMTU-vxlanOverhead, (*weftNode).joinOverlay, hops{
+		reason.FromPod: "tunnel", reason.ToOverlay: "marked", reason.ToNet: "marked",
+		reason.FromNet: "stack", reason.FromOverlay: "peer",
+	})
+}
+
+// weftBigTCP is weftNative with larger super-packets.
+func weftBigTCP(p pair) (*variant, error) {
+	v, err := weftNative(p)
+	for _, n := range p {
+		err = errors.Join(err, allowBig(n.space, nodeDevice), allowBig(n.space, podDevice), allowBig(n.pod, nodeDevice))
+	}
+	return v, err
+}
+
+// allowBig lets a device send and gather super-packets of bigTCP bytes: one that
+// does not would have them cut up. IPv4 has limits of its own.
+func allowBig(s space, device string) error {
+	return s.in(func() error {
+		l, err := netlink.LinkByName(device)
+		if err != nil {
+			return fmt.Errorf("device %s in %s: %w", device, s.name, err)
+		}
+		for _, set := range []func(netlink.Link, int) error{
+			netlink.LinkSetGSOMaxSize, netlink.LinkSetGROMaxSize, netlink.LinkSetGSOIPv4MaxSize, netlink.LinkSetGROIPv4MaxSize,
+		} {
+			if err := set(l, bigTCP); err != nil {
+				return fmt.Errorf("device %s in %s: BIG TCP: %w", device, s.name, err)
+			}
+		}
+		return nil
+	})
+}
