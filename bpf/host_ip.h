@@ -142,7 +142,7 @@ static __noinline int F(from_net_ip)(struct __sk_buff *skb)
 		code = F(unreadable_from_net)(&j.k, code);
 	else if (skb->pkt_type != PACKET_HOST || !cfg)
 		code = F(not_for_pods)(&j.k);
-	else
+	else if (cfg->nat)
 		code = F(nat_enter)(skb, &j.k, &nat);
 	if (!code)
 		code = F(judge_from_net)(skb, &j, cfg, nat, &r);

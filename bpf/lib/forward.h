@@ -12,11 +12,11 @@ static __always_inline long F(decrement_ttl)(struct __sk_buff *skb, const struct
 		__u8 ttl;
 		__u8 proto;
 		__u16 check;
-	} h;
+	} h WORD_ALIGNED;
 	const __u32 off = ETH_LEN + __builtin_offsetof(struct iphdr, ttl);
 	__u32 sum;
 
-	if (bpf_skb_load_bytes(skb, off, &h, sizeof(h)))
+	if (read_header(skb, off, &h, sizeof(h)))
 		return -1;
 	h.ttl--;
 	sum = (__u32)h.check + bpf_htons(0x0100);

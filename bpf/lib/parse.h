@@ -82,7 +82,7 @@ static __always_inline int F(parse_net)(struct __sk_buff *skb, struct F(pkt) *k)
 	struct iphdr ip;
 	__u16 frag;
 
-	if (skb->len < ETH_LEN + sizeof(ip) || bpf_skb_load_bytes(skb, ETH_LEN, &ip, sizeof(ip)))
+	if (skb->len < ETH_LEN + sizeof(ip) || read_header(skb, ETH_LEN, &ip, sizeof(ip)))
 		return DROP_TRUNCATED;
 	k->saddr = k->src = ip.saddr;
 	k->daddr = k->dst = ip.daddr;
@@ -119,7 +119,7 @@ static __always_inline int F(parse_net)(struct __sk_buff *skb, struct F(pkt) *k)
 	struct ext x = {};
 	int err;
 
-	if (skb->len < ETH_LEN + sizeof(ip) || bpf_skb_load_bytes(skb, ETH_LEN, &ip, sizeof(ip)))
+	if (skb->len < ETH_LEN + sizeof(ip) || read_header(skb, ETH_LEN, &ip, sizeof(ip)))
 		return DROP_TRUNCATED;
 	__builtin_memcpy(&k->saddr, &ip.saddr, 16);
 	__builtin_memcpy(&k->daddr, &ip.daddr, 16);

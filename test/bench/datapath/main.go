@@ -46,6 +46,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -68,7 +69,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 8, "times that each variant carries streams, a second each")
 	flag.IntVar(&o.turns, "turns", 4, "times in each round that each variant carries any other load")
 	flag.DurationVar(&o.slice, "slice", 100*time.Millisecond, "duration of any other load")
-	flag.StringVar(&o.watch, "watch", "", "measure nothing, but keep this variant under request and response over 16 connections for 20 s, to be looked at with perf")
+	flag.StringVar(&o.watch, "watch", "", "VARIANT rr or VARIANT crr: measure nothing, but keep up this load over 16 connections for 10 s, to be looked at with perf")
 	flag.Parse()
 	var err error
 	if os.Getenv(childEnv) == "" {
@@ -105,7 +106,7 @@ func run(o options) error {
 		return err
 	}
 	if o.watch != "" {
-		return b.underLoad(o.watch, 20*time.Second)
+		return b.underLoad(o.watch, 10*time.Second)
 	}
 	for i := range o.rounds {
 		fmt.Fprintf(os.Stderr, "round %d of %d\n", i+1, o.rounds)
@@ -164,15 +165,16 @@ func newBench(o options, variants []*variant) (*bench, error) {
 }
 
 // underLoad keeps one variant busy.
-func (b *bench) underLoad(name string, d time.Duration) error {
-	for _, v := range b.variants {
-		if v.name == name {
-			r, err := transactions(v, 16, d, b.cpu, requestResponse)
-			fmt.Printf("%s: %.0f a second, %.1f us of processor time for each\n", name, r.rate, r.cpu*1e6)
-			return err
-		}
+func (b *bench) underLoad(what string, d time.Duration) error {
+	name, load, _ := strings.Cut(what, " ")
+	kind, ok := map[string]func(*variant) client{"rr": requestResponse, "crr": connectRequestResponse}[load]
+	i := slices.IndexFunc(b.variants, func(v *variant) bool { return v.name == name })
+	if !ok || i < 0 {
+		return fmt.Errorf("-watch %q: want a variant and rr or crr", what)
 	}
-	return fmt.Errorf("no variant is called %q", name)
+	r, err := transactions(b.variants[i], 16, d, b.cpu, kind)
+	fmt.Printf("%s: %.0f a second, %.1f us of processor time for each\n", what, r.rate, r.cpu*1e6)
+	return err
 }
 
 // round measures streams once and all else some times: one kind of load after the
