@@ -30,9 +30,11 @@
 // And of the programs, by the kernel's own account (bpf_stats_enabled), for a
 // packet of an established flow under 16 connections of request and response:
 //
-//	*_{from_pod,...}_ns        mean run time of a program
+//	*_{from_pod,...}_ns        mean run time of a program, account included;
+//	                           bare_to_net does nothing: that is the account's own
 //	*_programs_ns              of all that a packet meets on its way, together
-//	above_bare_ns              native's less bare's
+//	*_crr_ns                   the same under connect, request and response
+//	above_bare_ns              native's less bare's, three programs each
 //
 // Ratios (a_vs_b_*) are of streams over 1 connection, of all else over 16.
 //
@@ -41,6 +43,7 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -210,7 +213,10 @@ func (b *bench) turn() error {
 	if err != nil {
 		return err
 	}
-	return b.each("programs_ns", b.programs)
+	return errors.Join(
+		b.each("programs_ns", b.programs("_ns", requestResponse)),
+		b.each("programs_crr_ns", b.programs("_crr_ns", connectRequestResponse)),
+	)
 }
 
 // each calls f for all variants by turns.
@@ -245,19 +251,22 @@ func (b *bench) stream(conns int) func(*variant, string) error {
 	}
 }
 
-func (b *bench) programs(v *variant, name string) error {
-	if len(v.programs) == 0 {
-		return nil
-	}
-	times, err := runTimes(v, func() error {
-		_, err := transactions(v, 16, b.slice, b.cpu, requestResponse)
+// programs measures the run time of programs under one load.
+func (b *bench) programs(suffix string, kind func(*variant) client) func(*variant, string) error {
+	return func(v *variant, name string) error {
+		if len(v.programs) == 0 {
+			return nil
+		}
+		times, err := runTimes(v, func() error {
+			_, err := transactions(v, 16, b.slice, b.cpu, kind)
+			return err
+		})
+		sum := 0.0
+		for program, t := range times {
+			b.series.add(v.name+"_"+program+suffix, t)
+			sum += t
+		}
+		b.series.add(name, sum)
 		return err
-	})
-	sum := 0.0
-	for program, t := range times {
-		b.series.add(strings.TrimSuffix(name, "programs_ns")+program+"_ns", t)
-		sum += t
 	}
-	b.series.add(name, sum)
-	return err
 }

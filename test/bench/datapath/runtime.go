@@ -34,7 +34,14 @@ func spentBy(programs []*ebpf.Program) (s spent, err error) {
 // runTimes returns the mean run time of each of the variant's programs under a
 // load, in nanoseconds a packet. While the kernel keeps these times each run costs
 // more, so nothing else is measured meanwhile.
-func runTimes(v *variant, load func() error) (map[string]float64, error) {
+func runTimes(v *variant, load func() error) (out map[string]float64, err error) {
+	if v.account != nil {
+		detach, e := v.account()
+		if e != nil {
+			return nil, e
+		}
+		defer func() { err = errors.Join(err, detach()) }()
+	}
 	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
 	if err != nil {
 		return nil, fmt.Errorf("run time of programs: %w", err)
@@ -49,7 +56,7 @@ func runTimes(v *variant, load func() error) (map[string]float64, error) {
 	if err := load(); err != nil {
 		return nil, err
 	}
-	out := map[string]float64{}
+	out = map[string]float64{}
 	for name, ps := range v.programs {
 		after, err := spentBy(ps)
 		if err != nil {

@@ -31,6 +31,9 @@ type variant struct {
 	// programs that a packet of an established flow meets, those of both nodes by
 	// one name.
 	programs map[string][]*ebpf.Program
+	links    []link.Link // end when nothing refers to them any more
+	// account, if not nil, attaches programs that run only while run times are taken.
+	account func() (detach func() error, err error)
 	// check tells afterwards whether packets took the way that they should.
 	check func() error
 }
@@ -79,7 +82,8 @@ func onHosts(p pair) (*variant, error) {
 
 // bareForwarder is the limit of the path: see package bare.
 func bareForwarder(p pair) (*variant, error) {
-	programs := map[string][]*ebpf.Program{}
+	v := &variant{programs: map[string][]*ebpf.Program{}}
+	var nothing []func() (link.Link, error)
 	for i, n := range p {
 		pod, err := n.addPod(deviceMTU, nil)
 		if err != nil {
@@ -89,18 +93,44 @@ func bareForwarder(p pair) (*variant, error) {
 		if err != nil {
 			return nil, err
 		}
-		err = n.in(func() error {
-			return errors.Join(attachBare(objs.BareFromPod, pod), attachBare(objs.BareFromNet, n.index))
-		})
-		if err != nil {
-			return nil, err
+		for _, a := range []struct {
+			p      *ebpf.Program
+			device int
+		}{{objs.BareFromPod, pod}, {objs.BareFromNet, n.index}} {
+			l, err := attachBare(n, a.p, a.device, ebpf.AttachTCXIngress)
+			if err != nil {
+				return nil, err
+			}
+			v.links = append(v.links, l)
 		}
-		programs["from_pod"] = append(programs["from_pod"], objs.BareFromPod)
-		programs["from_net"] = append(programs["from_net"], objs.BareFromNet)
+		nothing = append(nothing, func() (link.Link, error) {
+			return attachBare(n, objs.BareNothing, n.index, ebpf.AttachTCXEgress)
+		})
+		v.programs["from_pod"] = append(v.programs["from_pod"], objs.BareFromPod)
+		v.programs["from_net"] = append(v.programs["from_net"], objs.BareFromNet)
+		v.programs["to_net"] = append(v.programs["to_net"], objs.BareNothing)
 	}
-	v := betweenPods(p)
-	v.programs = programs
+	v.between(p)
+	v.account = func() (func() error, error) { return attachAll(nothing) }
 	return v, nil
+}
+
+func attachAll(attach []func() (link.Link, error)) (detach func() error, err error) {
+	var links []link.Link
+	detach = func() (err error) {
+		for _, l := range links {
+			err = errors.Join(err, l.Close())
+		}
+		return err
+	}
+	for _, a := range attach {
+		l, err := a()
+		if err != nil {
+			return nil, errors.Join(err, detach())
+		}
+		links = append(links, l)
+	}
+	return detach, nil
 }
 
 func loadBare(n, other *node, pod int) (*bare.BareObjects, error) {
@@ -125,13 +155,15 @@ func loadBare(n, other *node, pod int) (*bare.BareObjects, error) {
 	return &objs, nil
 }
 
-// attachBare puts a program onto a device's ingress; it goes with the device.
-func attachBare(p *ebpf.Program, device int) error {
-	l, err := link.AttachTCX(link.TCXOptions{Interface: device, Program: p, Attach: ebpf.AttachTCXIngress})
+func attachBare(n *node, p *ebpf.Program, device int, where ebpf.AttachType) (l link.Link, err error) {
+	err = n.in(func() (err error) {
+		l, err = link.AttachTCX(link.TCXOptions{Interface: device, Program: p, Attach: where})
+		return err
+	})
 	if err != nil {
-		return fmt.Errorf("attach the bare forwarder (needs tcx, Linux 6.6): %w", err)
+		return nil, fmt.Errorf("attach the bare forwarder (needs tcx, Linux 6.6): %w", err)
 	}
-	return l.Pin(fmt.Sprintf("%s/%p", bpffs, p)) // else it ends when l is collected
+	return l, nil
 }
 
 // kernelVXLAN: the kernel routes into a VXLAN device that knows the other node

@@ -18,6 +18,7 @@ import (
 const (
 	BareProgBareFromNet = "bare_from_net"
 	BareProgBareFromPod = "bare_from_pod"
+	BareProgBareNothing = "bare_nothing"
 	BareVarNetIfindex   = "net_ifindex"
 	BareVarNextHop      = "next_hop"
 	BareVarPodIfindex   = "pod_ifindex"
@@ -67,6 +68,7 @@ type BareSpecs struct {
 type BareProgramSpecs struct {
 	BareFromNet *ebpf.ProgramSpec `ebpf:"bare_from_net"`
 	BareFromPod *ebpf.ProgramSpec `ebpf:"bare_from_pod"`
+	BareNothing *ebpf.ProgramSpec `ebpf:"bare_nothing"`
 }
 
 // BareMapSpecs contains maps before they are loaded into the kernel.
@@ -125,12 +127,14 @@ type BareVariables struct {
 type BarePrograms struct {
 	BareFromNet *ebpf.Program `ebpf:"bare_from_net"`
 	BareFromPod *ebpf.Program `ebpf:"bare_from_pod"`
+	BareNothing *ebpf.Program `ebpf:"bare_nothing"`
 }
 
 func (p *BarePrograms) Close() error {
 	return _BareClose(
 		p.BareFromNet,
 		p.BareFromPod,
+		p.BareNothing,
 	)
 }
 
