@@ -132,11 +132,12 @@ bench-cni: build ## CNI latency and agent memory, to build/bench/cni.json
 	go run ./test/bench/cni -out build/bench/cni.json
 
 .PHONY: bench-datapath
-bench-datapath: ## Pod to pod across nodes against a bare forwarder, kernel VXLAN and a ptp CNI, to build/bench/datapath.json; 6 minutes
+bench-datapath: build ## Pod to pod across nodes, against a bare forwarder, kernel VXLAN and ptp; restarts of the agent; to build/bench/datapath.json
 	test/deps.sh iperf3 containernetworking-plugins
 	@mkdir -p build/bench
-	go build -trimpath -ldflags '$(GO_LDFLAGS)' -o build/bench/datapath ./test/bench/datapath
-	build/bench/datapath -out build/bench/datapath.json
+	go build -trimpath -ldflags '$(GO_LDFLAGS)' -o build/bench/ ./test/bench/cni ./test/bench/datapath ./test/traffic
+	build/bench/cni -restarts -out build/bench/restart.json
+	build/bench/datapath -with build/bench/restart.json -out build/bench/datapath.json
 
 .PHONY: bench-ipam
 bench-ipam: build ## 500 nodes join one API server at once: time, writes, ledger, operator's memory, to build/bench/ipam.json

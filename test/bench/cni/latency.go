@@ -247,22 +247,26 @@ func execute(all series, plugin, command string, p pod) error {
 	return nil
 }
 
-// ask sends one request over the socket.
+// ask sends one request over the socket, whose answer says nothing but yes or no.
 func ask(r cni.Request) error {
+	_, err := call(r)
+	return err
+}
+
+func call(r cni.Request) (resp cni.Response, err error) {
 	conn, err := net.Dial("unix", cni.SocketPath)
 	if err != nil {
-		return err
+		return resp, err
 	}
 	defer conn.Close()
 	if err := cni.WriteMessage(conn, r); err != nil {
-		return err
+		return resp, err
 	}
-	var resp cni.Response
 	if err := cni.ReadMessage(conn, &resp); err != nil {
-		return err
+		return resp, err
 	}
 	if resp.Error != nil {
-		return resp.Error
+		return resp, resp.Error
 	}
-	return nil
+	return resp, nil
 }

@@ -31,6 +31,14 @@
 //	                                then does not spoil
 //	*_p99_over_floor                how many times the floor that is; the median of the rounds
 //	agent_rss_mib_*                 resident memory of weft-agent, with no API server
+//
+// With -restarts it kills the agent with SIGKILL instead and starts it anew, under
+// numbered datagrams and a stream between two of the pods:
+//
+//	agent_restart_ms_*              from the start of the agent until its socket says
+//	                                that pods can be added, median and maximum
+//	restart_lost_packets            datagrams lost in all restarts together
+//	restart_resets                  streams that ended before their time
 package main
 
 import (
@@ -60,6 +68,9 @@ type options struct {
 	floor  string // program of the package floor
 	pods   int
 	rounds int
+
+	restarts bool
+	traffic  string
 }
 
 func main() {
@@ -69,6 +80,8 @@ func main() {
 	flag.StringVar(&o.floor, "floor", "build/bench/floor", "the program that is executed in place of the plugin to find the floor")
 	flag.IntVar(&o.pods, "pods", 110, "pods on the node")
 	flag.IntVar(&o.rounds, "rounds", 5, "times that all pods are added and deleted, of each kind")
+	flag.BoolVar(&o.restarts, "restarts", false, "measure restarts of the agent, and nothing else")
+	flag.StringVar(&o.traffic, "traffic", "build/bench/traffic", "the program test/traffic, for -restarts")
 	flag.Parse()
 	var err error
 	switch {
@@ -124,10 +137,16 @@ func measure(o options) error {
 	if err != nil {
 		return err
 	}
+	if o.restarts {
+		if err := restarts(f, pods, o); err != nil {
+			return fmt.Errorf("restarts: %w", err)
+		}
+		return write(o, f)
+	}
 	if err := latencies(f, pods, plugin, o); err != nil {
 		return err
 	}
-	if err := memory(f, pods, filepath.Join(o.bin, "weft-agent")); err != nil {
+	if err := memory(f, pods, o); err != nil {
 		return fmt.Errorf("agent's memory: %w", err)
 	}
 	return write(o, f)

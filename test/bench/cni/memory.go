@@ -24,6 +24,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/weft-net/weft/internal/cni"
 )
 
 const (
@@ -35,48 +37,66 @@ const (
 	rssReadings = 10
 )
 
-// memory starts the agent as a node that was proven before and whose API server
-// is away: ADD and DEL work then, and nothing else is at work.
-func memory(f figures, pods []pod, program string) (err error) {
-	program, err = filepath.Abs(program)
+// realAgent is the agent as it is shipped, on a node that was proven before and
+// whose API server is away: ADD and DEL work then, and nothing else is at work.
+type realAgent struct {
+	program string
+	cmd     *exec.Cmd
+	log     bytes.Buffer
+}
+
+func newRealAgent(o options) (*realAgent, error) {
+	program, err := filepath.Abs(filepath.Join(o.bin, "weft-agent"))
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(program); err != nil {
+		return nil, fmt.Errorf("%w: run make build", err)
+	}
+	return &realAgent{program: program}, agentFiles()
+}
+
+func (a *realAgent) start() error {
+	a.log.Reset()
+	a.cmd = exec.Command(a.program, "--node-name", nodeName, "--config-dir", agentDir+"/config", "--run-dir", runDir,
+		"--bpf-root", bpffs+"/weft", "--cni-conf-dir", agentDir+"/net.d", "--cni-bin-dir", agentDir+"/bin",
+		"--health-netns", "/run/netns/weft-health", "--credentials-dir", agentDir+"/credentials")
+	a.cmd.Stdout, a.cmd.Stderr = &a.log, &a.log
+	return a.cmd.Start()
+}
+
+// kill ends the agent as nothing can that it could prepare for.
+func (a *realAgent) kill() error {
+	err := a.cmd.Process.Kill()
+	_ = a.cmd.Wait() // killed: it says so
+	return err
+}
+
+// memory reads the agent's memory, idle and with pods.
+func memory(f figures, pods []pod, o options) (err error) {
+	a, err := newRealAgent(o)
 	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(program); err != nil {
-		return fmt.Errorf("%w: run make build", err)
-	}
-	if err := agentFiles(); err != nil {
-		return err
-	}
-	var log bytes.Buffer
-	cmd := exec.Command(program, "--node-name", nodeName, "--config-dir", agentDir+"/config", "--run-dir", runDir,
-		"--bpf-root", bpffs+"/weft", "--cni-conf-dir", agentDir+"/net.d", "--cni-bin-dir", agentDir+"/bin",
-		"--health-netns", "/run/netns/weft-health", "--credentials-dir", agentDir+"/credentials")
-	cmd.Stdout, cmd.Stderr = &log, &log
-	if err := cmd.Start(); err != nil {
+	if err := a.start(); err != nil {
 		return err
 	}
 	defer func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait() // killed: it says so
+		err = errors.Join(err, a.kill())
 		if err != nil {
-			err = fmt.Errorf("%w; the agent said:\n%s", err, tail(log.String()))
+			err = fmt.Errorf("%w; the agent said:\n%s", err, tail(a.log.String()))
 		}
 	}()
 	if err := awaitAgent(context.Background()); err != nil {
 		return err
 	}
-	if f["agent_rss_mib_idle"], err = rss(cmd.Process.Pid); err != nil {
+	if f["agent_rss_mib_idle"], err = rss(a.cmd.Process.Pid); err != nil {
 		return err
 	}
-	add := func(p pod) error {
-		err := ask(p.request("ADD"))
+	if _, err := oneByOne(pods, func(p pod) error { return ask(p.request("ADD")) }); err != nil {
 		return err
 	}
-	if _, err := oneByOne(pods, add); err != nil {
-		return err
-	}
-	f[fmt.Sprintf("agent_rss_mib_%d_pods", len(pods))], err = rss(cmd.Process.Pid)
+	f[fmt.Sprintf("agent_rss_mib_%d_pods", len(pods))], err = rss(a.cmd.Process.Pid)
 	return err
 }
 
@@ -90,7 +110,7 @@ func agentFiles() error {
 	}
 	node, err := json.Marshal(map[string]any{
 		"bootID": strings.TrimSpace(string(boot)), "node": nodeName, "uid": "bench",
-		"addrs": []netip.Addr{netip.MustParseAddr(nodeAddr)}, "podCIDRs": ranges, "provenAt": time.Now(),
+		"addrs": []netip.Addr{netip.MustParseAddr(nodeAddr), netip.MustParseAddr(nodeSix)}, "podCIDRs": ranges, "provenAt": time.Now(),
 	})
 	if err != nil {
 		return err
@@ -100,14 +120,14 @@ func agentFiles() error {
 		return err
 	}
 	files := map[string][]byte{
-		runDir + "/node.json":               node,
-		agentDir + "/config/enable-ipv6":    []byte("true"),
-		agentDir + "/config/k8s-api-server": []byte("https://127.0.0.1:1"), // nobody listens
-		agentDir + "/credentials/token":     []byte("bench"),
-		agentDir + "/credentials/ca.crt":    ca,
-		agentDir + "/net.d/README":          nil,
-		agentDir + "/bin/README":            nil,
-		agentDir + "/credentials/namespace": []byte("kube-system"),
+		runDir + "/node.json":                   node,
+		agentDir + "/config/enable-ipv6":        []byte("true"),
+		agentDir + "/config/k8s-api-server":     []byte("https://127.0.0.1:1"), // nobody listens
+		agentDir + "/credentials/token":         []byte("bench"),
+		agentDir + "/credentials/ca.crt":        ca,
+		agentDir + "/net.d/" + cni.ConflistName: nil, // else the node is not taken for proven
+		agentDir + "/bin/README":                nil,
+		agentDir + "/credentials/namespace":     []byte("kube-system"),
 	}
 	for path, content := range files {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {

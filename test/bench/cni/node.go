@@ -11,6 +11,7 @@ import (
 	"os"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/internal/cni"
 	"github.com/weft-net/weft/test/bench/sandbox"
@@ -20,6 +21,7 @@ import (
 const (
 	nodeName = "bench"
 	nodeAddr = "192.0.2.1"
+	nodeSix  = "2001:db8::1"
 	bpffs    = sandbox.BPFFS
 )
 
@@ -40,10 +42,11 @@ func prepare() error {
 	la.Name = "eth0"
 	dev := &netlink.Bridge{LinkAttrs: la}
 	addr := &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(nodeAddr), Mask: net.CIDRMask(24, 32)}}
+	six := &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(nodeSix), Mask: net.CIDRMask(64, 128)}, Flags: unix.IFA_F_NODAD}
 	if err := errors.Join(netlink.LinkSetUp(lo), netlink.LinkAdd(dev)); err != nil {
 		return fmt.Errorf("devices: %w", err)
 	}
-	if err := errors.Join(netlink.AddrAdd(dev, addr), netlink.LinkSetUp(dev)); err != nil {
+	if err := errors.Join(netlink.AddrAdd(dev, addr), netlink.AddrAdd(dev, six), netlink.LinkSetUp(dev)); err != nil {
 		return fmt.Errorf("device eth0: %w", err)
 	}
 	return nil

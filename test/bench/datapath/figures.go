@@ -73,6 +73,23 @@ func round(v float64) float64 {
 	return math.Round(v*scale) / scale
 }
 
+// takeOver adds the figures of another benchmark.
+func (o options) takeOver(figures map[string]float64) error {
+	if o.with == "" {
+		return nil
+	}
+	b, err := os.ReadFile(o.with)
+	if err != nil {
+		return err
+	}
+	var other struct{ Figures map[string]float64 }
+	if err := json.Unmarshal(b, &other); err != nil || len(other.Figures) == 0 {
+		return fmt.Errorf("%s holds no figures: %w", o.with, err)
+	}
+	maps.Copy(figures, other.Figures)
+	return nil
+}
+
 // write writes the median of each figure, and beside it how far its rounds lay apart.
 func (s series) write(o options) error {
 	figures, spread := map[string]float64{}, map[string][2]float64{}
@@ -86,6 +103,9 @@ func (s series) write(o options) error {
 		}
 		figures[name] = round(median(v))
 		spread[name] = [2]float64{round(slices.Min(v)), round(slices.Max(v))}
+	}
+	if err := o.takeOver(figures); err != nil {
+		return err
 	}
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
@@ -108,7 +128,11 @@ func (s series) write(o options) error {
 		width = max(width, len(name))
 	}
 	for _, name := range slices.SortedFunc(maps.Keys(figures), cmp.Compare[string]) {
-		fmt.Printf("%-*s %10.4g   %.4g to %.4g\n", width, name, figures[name], spread[name][0], spread[name][1])
+		fmt.Printf("%-*s %10.4g", width, name, figures[name])
+		if s, ok := spread[name]; ok {
+			fmt.Printf("   %.4g to %.4g", s[0], s[1])
+		}
+		fmt.Println()
 	}
 	return nil
 }

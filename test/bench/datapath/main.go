@@ -38,8 +38,8 @@
 //
 // Ratios (a_vs_b_*) are of streams over 1 connection, of all else over 16.
 //
-// agent_restart_ms_110_pods, restart_lost_packets and restart_resets are not
-// measured yet.
+// What restarts of the agent cost, agent_restart_ms_* and restart_*, is measured by
+// test/bench/cni -restarts, and taken over from there.
 package main
 
 import (
@@ -64,6 +64,7 @@ type options struct {
 	turns  int
 	slice  time.Duration
 	watch  string
+	with   string
 }
 
 func main() {
@@ -72,6 +73,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 8, "times that each variant carries streams, a second each")
 	flag.IntVar(&o.turns, "turns", 4, "times in each round that each variant carries any other load")
 	flag.DurationVar(&o.slice, "slice", 100*time.Millisecond, "duration of any other load")
+	flag.StringVar(&o.with, "with", "", "file with figures of another benchmark, to be written beside these")
 	flag.StringVar(&o.watch, "watch", "", "VARIANT rr or VARIANT crr: measure nothing, but keep up this load over 16 connections for 10 s, to be looked at with perf")
 	flag.Parse()
 	var err error
