@@ -144,7 +144,11 @@ func (t *traffic) end() (lost, resets float64, err error) {
 		TCPBytes   uint64
 		TCPResets  int
 	}
-	if err := json.Unmarshal(t.out.Bytes(), &r); err != nil || r.Sent == 0 || r.TCPBytes == 0 {
+	err = json.Unmarshal(t.out.Bytes(), &r)
+	if err == nil && (r.Sent == 0 || r.TCPBytes == 0) {
+		err = errors.New("nothing was sent")
+	}
+	if err != nil {
 		return 0, 0, fmt.Errorf("traffic: %w: %s%s", errors.Join(err, werr), t.out.String(), t.log.String())
 	}
 	return float64(r.Lost), float64(r.TCPResets), nil

@@ -83,8 +83,11 @@ func (o options) takeOver(figures map[string]float64) error {
 		return err
 	}
 	var other struct{ Figures map[string]float64 }
-	if err := json.Unmarshal(b, &other); err != nil || len(other.Figures) == 0 {
-		return fmt.Errorf("%s holds no figures: %w", o.with, err)
+	if err := json.Unmarshal(b, &other); err != nil {
+		return fmt.Errorf("%s: %w", o.with, err)
+	}
+	if len(other.Figures) == 0 {
+		return fmt.Errorf("%s holds no figures", o.with)
 	}
 	maps.Copy(figures, other.Figures)
 	return nil

@@ -7,6 +7,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -99,8 +100,12 @@ func ask(fd int) error {
 	if _, err := unix.Write(fd, b); err != nil {
 		return fmt.Errorf("request: %w", err)
 	}
-	if n, err := unix.Read(fd, b); err != nil || n != 1 {
-		return fmt.Errorf("no response: %d bytes, %w", n, err)
+	n, err := unix.Read(fd, b)
+	if err == nil && n != 1 {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return fmt.Errorf("no response: %w", err)
 	}
 	return nil
 }
@@ -181,7 +186,7 @@ func transactions(v *variant, conns int, d time.Duration, cpu processors, kind f
 		}
 		return n
 	})
-	return r, errors.Join(append(errs, err)...)
+	return r, errors.Join(err, errors.Join(errs...))
 }
 
 // clocked runs f, which returns how much it did.

@@ -94,8 +94,10 @@ func (s *streams) measure(conns int) (result, error) {
 		return err
 	})
 	var r report
-	if e := json.Unmarshal(out, &r); err != nil || e != nil || r.Error != "" {
-		return result{}, fmt.Errorf("iperf3: %w: %s", errors.Join(err, e), r.Error)
+	if e := json.Unmarshal(out, &r); e == nil && r.Error != "" {
+		return result{}, errors.New("iperf3: " + r.Error)
+	} else if err = errors.Join(err, e); err != nil {
+		return result{}, fmt.Errorf("iperf3: %w", err)
 	}
 	after, err := s.cpu.used()
 	if err != nil {

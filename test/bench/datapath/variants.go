@@ -236,8 +236,11 @@ func (n *node) addPtpPod() (err error) {
 		var result struct {
 			IPs []struct{ Address netip.Prefix }
 		}
-		if err := errors.Join(err, json.Unmarshal(out, &result)); err != nil || len(result.IPs) != 1 {
+		if err := errors.Join(err, json.Unmarshal(out, &result)); err != nil {
 			return fmt.Errorf("plugin ptp: %w: %s", err, out)
+		}
+		if len(result.IPs) != 1 {
+			return fmt.Errorf("plugin ptp gave %d addresses, want 1: %s", len(result.IPs), out)
 		}
 		n.podIP = result.IPs[0].Address.Addr()
 		return nil
