@@ -70,8 +70,8 @@ type options struct {
 func main() {
 	var o options
 	flag.StringVar(&o.out, "out", "build/bench/datapath.json", "file to write the figures to")
-	flag.IntVar(&o.rounds, "rounds", 8, "times that each variant carries streams, a second each")
-	flag.IntVar(&o.turns, "turns", 4, "times in each round that each variant carries any other load")
+	flag.IntVar(&o.rounds, "rounds", 6, "times that each variant carries streams, a second each")
+	flag.IntVar(&o.turns, "turns", 5, "times in each round that each variant carries any other load")
 	flag.DurationVar(&o.slice, "slice", 100*time.Millisecond, "duration of any other load")
 	flag.StringVar(&o.with, "with", "", "file with figures of another benchmark, to be written beside these")
 	flag.StringVar(&o.watch, "watch", "", "VARIANT rr or VARIANT crr: measure nothing, but keep up this load over 16 connections for 10 s, to be looked at with perf")
