@@ -15,7 +15,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
@@ -534,49 +533,6 @@ func TestSettingsRollTheAgents(t *testing.T) {
 	}
 	if c := sum("--set", "rollOutCiliumPods=false"); c != "" {
 		t.Errorf("rollOutCiliumPods=false leaves checksum %q", c)
-	}
-}
-
-// Fault: the agents may do more in the cluster than they have use for. A change
-// of this list is a change of what a broken-into node can do.
-func TestAgentsRights(t *testing.T) {
-	role := object[rbacv1.ClusterRole](t, render(t), "ClusterRole/weft-agent")
-	got := map[string][]string{}
-	for _, r := range role.Rules {
-		for _, res := range r.Resources {
-			got[res] = append(got[res], r.Verbs...)
-		}
-	}
-	want := map[string][]string{
-		"nodes":           {"get", "list", "watch", "patch"},
-		"nodes/status":    {"patch"},
-		"pods":            {"get", "list", "watch"},
-		"ciliumnodes":     {"get", "list", "watch", "create", "update"},
-		"ciliumendpoints": {"get", "list", "watch", "create", "update", "delete"},
-		"events":          {"create"},
-		"podcidrledgers":  {"get"},
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("rights (-want +got):\n%s", diff)
-	}
-}
-
-// Fault: the operator may do more in the cluster than it has use for.
-func TestOperatorsRights(t *testing.T) {
-	role := object[rbacv1.ClusterRole](t, render(t), "ClusterRole/weft-operator")
-	got := map[string][]string{}
-	for _, r := range role.Rules {
-		for _, res := range r.Resources {
-			got[res] = append(got[res], r.Verbs...)
-		}
-	}
-	want := map[string][]string{
-		"nodes":       {"get", "list", "watch"},
-		"ciliumnodes": {"get", "list", "watch", "delete"},
-		"events":      {"create"},
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("rights in mode kubernetes (-want +got):\n%s", diff)
 	}
 }
 

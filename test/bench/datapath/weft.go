@@ -190,21 +190,17 @@ func weftBigTCP(p pair) (*variant, error) {
 	return v, err
 }
 
-// allowBig lets a device send and gather super-packets of bigTCP bytes: one that
-// does not would have them cut up. IPv4 has limits of its own.
+// allowBig lets a device send and gather super-packets of bigTCP bytes, as an agent does.
 func allowBig(s space, device string) error {
 	return s.in(func() error {
-		l, err := netlink.LinkByName(device)
+		l, err := net.InterfaceByName(device)
 		if err != nil {
 			return fmt.Errorf("device %s in %s: %w", device, s.name, err)
 		}
-		for _, set := range []func(netlink.Link, int) error{
-			netlink.LinkSetGSOMaxSize, netlink.LinkSetGROMaxSize, netlink.LinkSetGSOIPv4MaxSize, netlink.LinkSetGROIPv4MaxSize,
-		} {
-			if err := set(l, bigTCP); err != nil {
-				return fmt.Errorf("device %s in %s: BIG TCP: %w", device, s.name, err)
-			}
+		links, err := link.New("", nil)
+		if err != nil {
+			return err
 		}
-		return nil
+		return links.SetSizes(l.Index, link.BigTCP{IPv4: bigTCP, IPv6: bigTCP}.Sizes())
 	})
 }
