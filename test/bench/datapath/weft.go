@@ -11,7 +11,6 @@ import (
 	"net/netip"
 
 	"github.com/cilium/ebpf"
-	"github.com/vishvananda/netlink"
 
 	"github.com/weft-net/weft/internal/datapath"
 	"github.com/weft-net/weft/internal/datapath/link"
