@@ -4,10 +4,12 @@ package datapath_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"strconv"
 	"testing"
 	"time"
@@ -36,6 +38,18 @@ func rawSocket(t *testing.T, s *space, device string) int {
 	})
 	t.Cleanup(func() { _ = unix.Close(fd) })
 	return fd
+}
+
+// push sends a frame, again for as long as the other end takes no more.
+func push(fd int, frame []byte) error {
+	end := time.Now().Add(patience)
+	for {
+		_, err := unix.Write(fd, frame)
+		if !errors.Is(err, unix.ENOBUFS) || time.Now().After(end) {
+			return err
+		}
+		runtime.Gosched()
+	}
 }
 
 // spoofed is the i-th address of somebody who does not exist (RFC 2544; RFC 5180).
@@ -95,7 +109,7 @@ func floodOnePod(t *testing.T, fam, syns int) {
 		p := frame.NewTCP(ap(spoofed(fam, i), uint16(1024+i%50000)), to, frame.SYN, nil)
 		copy(p.SrcMAC[:], mine)
 		copy(p.DstMAC[:], theirs)
-		if _, err := unix.Write(fd, p.Bytes()); err != nil {
+		if err := push(fd, p.Bytes()); err != nil {
 			t.Fatal(err)
 		}
 	}
