@@ -218,14 +218,12 @@ static __always_inline int F(host_to_net)(const struct F(pkt) *k, const struct w
 	return HOLD_PORT;
 }
 
-/* Conntrack remembers which port a flow of the host has outside. */
-__noinline int F(host_ct)(const struct F(pkt) *k)
+/* Conntrack remembers which port a flow of the host has outside. Static: see who_exactly. */
+static __noinline int F(host_ct)(const struct F(pkt) *k)
 {
 	struct F(flow) f = {};
 	struct sides s = {};
 
-	if (!k)
-		return 0;
 	F(ct_key)(&f, k);
 	s.from.identity = IDENTITY_HOST;
 	s.to.identity = F(identity_of)(F(who)(&k->dst));
@@ -233,13 +231,16 @@ __noinline int F(host_ct)(const struct F(pkt) *k)
 	return 0;
 }
 
-/* A function of its own: its variables must not lie on the stack while a port is looked for. */
-__noinline int F(judge_to_net)(const struct F(pkt) *k, struct nat_ask *ask, struct report *r)
+/*
+ * A function of its own: its variables must not lie on the stack while a port is looked for.
+ * Static: see who_exactly.
+ */
+static __noinline int F(judge_to_net)(const struct F(pkt) *k, struct nat_ask *ask, struct report *r)
 {
 	const struct weft_config *cfg = config();
 	const struct weft_ipcache *src;
 
-	if (!k || !ask || !r || !cfg)
+	if (!cfg)
 		return VERDICT_STACK;
 	src = F(who_exactly)(&k->saddr);
 	if (!src)

@@ -99,7 +99,13 @@ static __always_inline void F(to_event)(struct v6addr *out, const addr_t *a)
 
 #endif
 
-/* Who has exactly this address: pods and nodes. */
+/*
+ * Who has exactly this address: pods and nodes. It must lie on the stack: as a
+ * key, Linux 6.1 does not take what a function that is verified by itself (not
+ * static) was given a pointer to. Such a function copies what it looks up, or is
+ * static, where the stack has no room for a copy: 512 bytes for all callers
+ * together, each of whom takes a multiple of 32 there.
+ */
 static __always_inline const struct weft_ipcache *F(who_exactly)(const addr_t *a)
 {
 	return bpf_map_lookup_elem(&F(weft_ipc), a);

@@ -96,13 +96,13 @@ static __always_inline __u32 F(ct_ttl)(const struct weft_config *cfg, __u32 flag
 	return flags & CT_STACK ? cfg->answered_stack : cfg->answered;
 }
 
-/* Moves a connection to the main table. */
-__noinline int F(ct_promote)(const ct_key_t *key, const struct weft_ct *ct, __u32 hook)
+/* Moves a connection to the main table. Static: see who_exactly. */
+static __noinline int F(ct_promote)(const ct_key_t *key, const struct weft_ct *ct, __u32 hook)
 {
 	const struct weft_config *cfg = config();
 	struct weft_ct v;
 
-	if (!key || !ct || !cfg)
+	if (!cfg)
 		return 0;
 	v = *ct;
 	v.expires = now_tick() + F(ct_ttl)(cfg, v.flags, key->proto, true);
@@ -181,15 +181,15 @@ static __always_inline void F(ct_touch)(struct F(flow) *f, const struct F(pkt) *
 
 /*
  * Makes an entry for a packet that has none. TCP in mid-stream is taken in with
- * a guess at who opened, which a SYN-ACK tells.
+ * a guess at who opened, which a SYN-ACK tells. Static: see who_exactly.
  */
-__noinline int F(ct_insert)(const ct_key_t *key, const struct F(pkt) *k, const struct sides *s, __u32 hook, __u32 how)
+static __noinline int F(ct_insert)(const ct_key_t *key, const struct F(pkt) *k, const struct sides *s, __u32 hook, __u32 how)
 {
 	const struct weft_config *cfg = config();
 	struct weft_ct v;
 	bool answer, hi;
 
-	if (!key || !k || !s || !cfg)
+	if (!cfg)
 		return 0;
 	answer = key->proto == IPPROTO_TCP && (k->p.tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK);
 	hi = !!(how & CT_NEW_HI) != answer;
@@ -218,9 +218,7 @@ __noinline int F(ct_insert)(const ct_key_t *key, const struct F(pkt) *k, const s
 static __always_inline void F(ct_new)(const struct F(flow) *f, const struct F(pkt) *k, const struct sides *s,
 				      __u32 hook, bool stack)
 {
-	ct_key_t key = f->key; /* a copy: a call would make the verifier forget f->ct */
-
-	F(ct_insert)(&key, k, s, hook, (stack ? CT_NEW_STACK : 0) | (f->hi ? CT_NEW_HI : 0));
+	F(ct_insert)(&f->key, k, s, hook, (stack ? CT_NEW_STACK : 0) | (f->hi ? CT_NEW_HI : 0));
 }
 
 /* The sides of an entry as seen from a packet. */

@@ -155,13 +155,16 @@ __noinline int F(to_node)(struct __sk_buff *skb, const struct F(pkt) *k, struct 
 	const struct weft_config *cfg = config();
 	const struct weft_ipcache *src, *dst;
 	const struct weft_endpoint *row;
+	addr_t addr;
 
 	if (!k || !r || !cfg || !cfg->tunnel_ifindex || wire_len(skb, &k->p) > cfg->tunnel_mtu)
 		return VERDICT_STACK;
-	dst = F(who_exactly)(&k->daddr);
+	addr = k->daddr;
+	dst = F(who_exactly)(&addr);
 	if (!F(by_tunnel)(cfg, dst) || dst->kind != KIND_NODE)
 		return VERDICT_STACK;
-	src = F(who_exactly)(&k->saddr);
+	addr = k->saddr;
+	src = F(who_exactly)(&addr);
 	if (!src || src->kind != KIND_LOCAL_POD)
 		return VERDICT_STACK;
 	row = endpoint(src->endpoint);
@@ -182,6 +185,7 @@ __noinline int F(send)(struct __sk_buff *skb, const struct F(pkt) *k, struct rep
 	struct bpf_fib_lookup fib = {};
 	struct bpf_redir_neigh nh = {};
 	const struct weft_ipcache *who = 0;
+	addr_t to;
 	long rc;
 
 	if (!k || !r || !cfg)
@@ -189,7 +193,8 @@ __noinline int F(send)(struct __sk_buff *skb, const struct F(pkt) *k, struct rep
 	if (k->p.ttl <= 1)
 		return VERDICT_STACK;
 	if (cfg->tunnel_ifindex) {
-		who = F(who)(&k->daddr);
+		to = k->daddr;
+		who = F(who)(&to);
 		if (F(by_tunnel)(cfg, who))
 			return F(encapsulate)(skb, k, cfg, who, r, true);
 	}

@@ -31,16 +31,17 @@
 /* Does what goes there leave with the node's address? */
 static __always_inline bool F(nat_wanted)(const addr_t *dst)
 {
-	const struct weft_ipcache *who = F(who)(dst);
+	const struct weft_ipcache *who;
 	net_key_t key;
 
+	key.prefixlen = sizeof(*dst) * 8;
+	key.addr = *dst;
+	who = F(who)(&key.addr);
 	/* Pods reach pods and nodes as themselves, in the network or by the overlay. */
 	if (who && who->kind != KIND_UNKNOWN)
 		return false;
 	if (F(multicast)(dst) || F(martian)(dst))
 		return false;
-	key.prefixlen = sizeof(*dst) * 8;
-	key.addr = *dst;
 	return !bpf_map_lookup_elem(&F(weft_nomasq), &key);
 }
 
@@ -54,15 +55,17 @@ static __always_inline bool F(nat_ours)(const struct weft_nat *e, const struct F
 __noinline int F(nat_promote)(const nat_key_t *key)
 {
 	struct weft_nat *e, v;
+	nat_key_t own;
 
 	if (!key)
 		return 0;
-	e = bpf_map_lookup_elem(&F(weft_natn), key);
+	own = *key; /* as who_exactly */
+	e = bpf_map_lookup_elem(&F(weft_natn), &own);
 	if (!e)
 		return 0;
 	v = *e;
-	if (!bpf_map_update_elem(&F(weft_nat), key, &v, BPF_ANY))
-		bpf_map_delete_elem(&F(weft_natn), key);
+	if (!bpf_map_update_elem(&F(weft_nat), &own, &v, BPF_ANY))
+		bpf_map_delete_elem(&F(weft_natn), &own);
 	return 0;
 }
 
@@ -76,13 +79,15 @@ __noinline int F(nat_try)(const nat_key_t *key, const struct F(pkt) *k, const st
 	__u32 now = now_tick();
 	bool main = true, grown;
 	struct weft_nat *e, v;
+	nat_key_t own;
 
 	if (!key || !k || !to || !cfg)
 		return TRY_TAKEN;
-	e = bpf_map_lookup_elem(&F(weft_nat), key);
+	own = *key; /* as who_exactly */
+	e = bpf_map_lookup_elem(&F(weft_nat), &own);
 	if (!e) {
 		main = false;
-		e = bpf_map_lookup_elem(&F(weft_natn), key);
+		e = bpf_map_lookup_elem(&F(weft_natn), &own);
 	}
 	if (e) {
 		if (F(nat_ours)(e, k, to)) {
@@ -100,8 +105,8 @@ __noinline int F(nat_try)(const nat_key_t *key, const struct F(pkt) *k, const st
 		}
 		if (how & HOW_SEEK)
 			return TRY_FREE;
-		bpf_map_delete_elem(&F(weft_nat), key);
-		bpf_map_delete_elem(&F(weft_natn), key);
+		bpf_map_delete_elem(&F(weft_nat), &own);
+		bpf_map_delete_elem(&F(weft_natn), &own);
 	} else if (how & HOW_SEEK) {
 		return TRY_FREE;
 	}
@@ -113,7 +118,7 @@ __noinline int F(nat_try)(const nat_key_t *key, const struct F(pkt) *k, const st
 	*OWNER(&v) = k->src;
 	v.expires = now + nat_ttl(cfg, v.flags, key->proto);
 	/* Two CPUs may want one port: the kernel lets one of them. */
-	return bpf_map_update_elem(&F(weft_natn), key, &v, BPF_NOEXIST) ? TRY_TAKEN : TRY_OURS;
+	return bpf_map_update_elem(&F(weft_natn), &own, &v, BPF_NOEXIST) ? TRY_TAKEN : TRY_OURS;
 }
 
 static __always_inline void F(nat_key)(nat_key_t *key, const struct F(pkt) *k, const struct F(nat_to) *to)
@@ -276,10 +281,12 @@ __noinline int F(nat_leave_error)(struct __sk_buff *skb, const struct F(pkt) *k)
 	const struct weft_ipcache *src;
 	struct F(flow) f = {};
 	__u32 known;
+	addr_t from;
 
 	if (!k || !cfg || !(cfg->nat & NAT_FAMILY))
 		return VERDICT_STACK;
-	src = F(who_exactly)(k->p.ports ? &k->src : &k->saddr);
+	from = k->p.ports ? k->src : k->saddr;
+	src = F(who_exactly)(&from);
 	if (!src || src->kind != KIND_LOCAL_POD)
 		return VERDICT_STACK;
 	if (k->p.ports) {

@@ -21,7 +21,6 @@ struct F(pkt) {
 #if FAMILY == 6
 struct ext {
 	__u32 off;	 /* in: of the first header; out: of the transport header */
-	__u32 frag_id;
 	__u8 next;	 /* in: type of the first header; out: transport protocol */
 	__u8 frag;	 /* enum frag_part */
 	__u8 frag_proto; /* as the fragment header names it */
@@ -30,8 +29,9 @@ struct ext {
 /*
  * Walks extension headers up to the transport header. limit is the end of the
  * packet in the skb. Stops at a later fragment, behind which there is no header.
+ * frag_id may be 0.
  */
-static __always_inline int walk_headers(struct __sk_buff *skb, struct ext *x, __u32 limit)
+static __always_inline int walk_headers(struct __sk_buff *skb, struct ext *x, __u32 limit, __u32 *frag_id)
 {
 	for (int i = 0; i <= EXT_HEADERS_MAX; i++) { /* once more, to see what comes behind the last */
 		__u8 h[8];
@@ -53,7 +53,8 @@ static __always_inline int walk_headers(struct __sk_buff *skb, struct ext *x, __
 			frag = bpf_ntohs(*(__u16 *)(h + 2));
 			x->off += 8;
 			x->next = x->frag_proto = h[0];
-			__builtin_memcpy(&x->frag_id, h + 4, 4);
+			if (frag_id)
+				__builtin_memcpy(frag_id, h + 4, 4);
 			if (frag & 0xfff8) {
 				x->frag = FRAG_LATER;
 				return 0;
@@ -139,12 +140,11 @@ static __always_inline int F(parse_net)(struct __sk_buff *skb, struct F(pkt) *k)
 		return DROP_TRUNCATED;
 	x.off = ETH_LEN + sizeof(ip);
 	x.next = ip.nexthdr;
-	err = walk_headers(skb, &x, ETH_LEN + k->p.total);
+	err = walk_headers(skb, &x, ETH_LEN + k->p.total, &k->frag_id);
 	k->p.l4 = x.off;
 	k->p.proto = x.next;
 	k->p.frag = x.frag;
 	k->p.frag_proto = x.frag_proto;
-	k->frag_id = x.frag_id;
 	/* RFC 7112: a first fragment carries all headers. */
 	if (err == DROP_TRUNCATED && k->p.frag == FRAG_FIRST)
 		return DROP_FRAGMENT_OVERLAP;
@@ -193,7 +193,7 @@ static __always_inline void F(parse_inner)(struct __sk_buff *skb, struct F(pkt) 
 {
 	__u32 off = k->p.l4 + 8, limit = ETH_LEN + k->p.total;
 	__u16 h[4] = {}, sport, dport;
-	addr_t inner_src, inner_dst;
+	const addr_t *inner_src, *inner_dst; /* where they are: the stack has no room for copies */
 #if FAMILY == 4
 	struct iphdr ip;
 
@@ -201,8 +201,8 @@ static __always_inline void F(parse_inner)(struct __sk_buff *skb, struct F(pkt) 
 		return;
 	if (ip.version != 4 || ip.ihl < 5 || (bpf_ntohs(ip.frag_off) & 0x1fff))
 		return;
-	inner_src = ip.saddr;
-	inner_dst = ip.daddr;
+	inner_src = &ip.saddr;
+	inner_dst = &ip.daddr;
 	off += ip.ihl * 4;
 	*proto = ip.protocol;
 #else
@@ -213,15 +213,15 @@ static __always_inline void F(parse_inner)(struct __sk_buff *skb, struct F(pkt) 
 		return;
 	x.off = off + sizeof(ip);
 	x.next = ip.nexthdr;
-	if (ip.version != 6 || walk_headers(skb, &x, limit) || x.frag == FRAG_LATER)
+	if (ip.version != 6 || walk_headers(skb, &x, limit, 0) || x.frag == FRAG_LATER)
 		return;
-	__builtin_memcpy(&inner_src, &ip.saddr, 16);
-	__builtin_memcpy(&inner_dst, &ip.daddr, 16);
+	inner_src = (const addr_t *)&ip.saddr;
+	inner_dst = (const addr_t *)&ip.daddr;
 	off = x.off;
 	*proto = x.next;
 #endif
 	/* An error goes to the source of what it is about; anything else is forged. */
-	if (!F(same)(&inner_src, &k->daddr))
+	if (!F(same)(inner_src, &k->daddr))
 		return;
 	if (*proto == ICMP_PROTO) {
 		if (off + 8 > limit || bpf_skb_load_bytes(skb, off, h, 8))
@@ -236,8 +236,8 @@ static __always_inline void F(parse_inner)(struct __sk_buff *skb, struct F(pkt) 
 		sport = dport = 0;
 	}
 	k->p.inner_l4 = off;
-	k->src = inner_dst;
-	k->dst = inner_src;
+	k->src = *inner_dst;
+	k->dst = *inner_src;
 	k->p.sport = dport;
 	k->p.dport = sport;
 	k->p.ports = true;
