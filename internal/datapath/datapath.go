@@ -21,6 +21,10 @@ import (
 // DefaultRoot is where pins live on a node.
 const DefaultRoot = "/sys/fs/bpf/weft"
 
+// MinimumKernel is the oldest Linux that passes `make test-kernels`
+// (docs/kernels.md). It is what errors advise; what a kernel can do is probed.
+const MinimumKernel = "6.1"
+
 // Options say how to open the datapath.
 type Options struct {
 	Root       string // on bpffs; DefaultRoot if empty
@@ -286,7 +290,7 @@ func shrinkUnused(o Options, spec *ebpf.CollectionSpec) {
 func explainLoad(err error) error {
 	if ve, ok := errors.AsType[*ebpf.VerifierError](err); ok {
 		log := strings.Join(ve.Log[max(0, len(ve.Log)-5):], "; ")
-		return fmt.Errorf("the kernel refused a program, which is a defect of Weft or a kernel older than 6.1: %w: %s", err, log)
+		return fmt.Errorf("the kernel refused a program, which is a defect of Weft or a kernel older than %s: %w: %s", MinimumKernel, err, log)
 	}
 	return fmt.Errorf("load programs: %w", err)
 }

@@ -196,6 +196,21 @@ func carriers() ([]carrier, error) {
 	return out, nil
 }
 
+// filteredDevices lists the devices that have a filter of ours at one of the hooks.
+func filteredDevices(hooks []reason.Hook) ([]Device, error) {
+	cs, err := carriers()
+	var out []Device
+	for _, c := range cs {
+		if !slices.ContainsFunc(hooks, func(h reason.Hook) bool { _, runs := c.running[h]; return runs }) {
+			continue
+		}
+		if l, err := netlink.LinkByIndex(c.index); err == nil { // else it went meanwhile
+			out = append(out, Device{Name: l.Attrs().Name, Index: c.index})
+		}
+	}
+	return out, err
+}
+
 // hookOf returns the hook that a filter of ours serves.
 func hookOf(f *netlink.BpfFilter) (reason.Hook, bool) {
 	for _, h := range reason.Hooks() {

@@ -74,7 +74,7 @@ func missing(what string, err error) error {
 	if errors.Is(err, os.ErrPermission) {
 		return fmt.Errorf("%s: %w; the agent needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or to be privileged)", what, err)
 	}
-	return fmt.Errorf("%s: %w; Weft needs Linux 6.1 or newer with CONFIG_BPF_SYSCALL, CONFIG_BPF_JIT, CONFIG_NET_CLS_ACT and CONFIG_NET_CLS_BPF", what, err)
+	return fmt.Errorf("%s: %w; Weft needs Linux %s or newer with CONFIG_BPF_SYSCALL, CONFIG_BPF_JIT, CONFIG_NET_CLS_ACT and CONFIG_NET_CLS_BPF", what, err, MinimumKernel)
 }
 
 // haveTCX asks the loopback device what runs on its tcx hook: a kernel without

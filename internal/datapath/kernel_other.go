@@ -34,4 +34,6 @@ func attachFilters(int, []reason.Hook, map[reason.Hook]*ebpf.Program) error {
 
 func filterSites() ([]site, error) { return nil, errors.ErrUnsupported }
 
+func filteredDevices([]reason.Hook) ([]Device, error) { return nil, errors.ErrUnsupported }
+
 func runningFilters(int, reason.Hook) ([]ebpf.ProgramID, error) { return nil, errors.ErrUnsupported }

@@ -104,13 +104,8 @@ func (d *Datapath) SyncDevices(devs []Device) error {
 	}
 	// After the hooks are there, and before others go.
 	errs = append(errs, d.maps.Endpoints.SetNetDevices(indexes))
-	names, err := d.pinnedDevices(netHooks)
+	names, err := d.devicesWith(netHooks)
 	errs = append(errs, err)
-	for name, w := range d.wanted {
-		if w.hooks[0] == netHooks[0] {
-			names = append(names, name)
-		}
-	}
 	for _, name := range names {
 		if !keep[name] {
 			errs = append(errs, d.detachDevice(name, netHooks))
@@ -136,13 +131,8 @@ func (d *Datapath) SyncOverlay(dev *Device) error {
 			errs = append(errs, fmt.Errorf("tunnel device %s: %w", dev.Name, err))
 		}
 	}
-	names, err := d.pinnedDevices(overlayHooks)
+	names, err := d.devicesWith(overlayHooks)
 	errs = append(errs, err)
-	for name, w := range d.wanted {
-		if w.hooks[0] == overlayHooks[0] {
-			names = append(names, name)
-		}
-	}
 	for _, name := range names {
 		if dev == nil || name != dev.Name {
 			errs = append(errs, d.detachDevice(name, overlayHooks))
@@ -171,14 +161,17 @@ func (d *Datapath) attachDevice(dev Device, hooks []reason.Hook) error {
 }
 
 func (d *Datapath) detachDevice(name string, hooks []reason.Hook) error {
-	w, known := d.wanted[name]
 	delete(d.wanted, name)
 	var errs []error
 	for _, h := range hooks {
 		errs = append(errs, removeLink(filepath.Join(d.root, linksDir, linkName(name, h))))
 	}
-	if known && !w.tcx {
-		errs = append(errs, removeFilters(w.index, hooks))
+	if !d.features.tcx {
+		index, err := indexOf(name)
+		errs = append(errs, err)
+		if index != 0 {
+			errs = append(errs, removeFilters(index, hooks))
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -255,6 +248,24 @@ func removeLink(path string) error {
 	defer l.Close()
 	detach := detachLink(l)
 	return errors.Join(detach, l.Unpin())
+}
+
+// devicesWith lists the devices that this agent, or one before it, gave the hooks to.
+func (d *Datapath) devicesWith(hooks []reason.Hook) ([]string, error) {
+	names, err := d.pinnedDevices(hooks)
+	for name, w := range d.wanted {
+		if w.hooks[0] == hooks[0] {
+			names = append(names, name)
+		}
+	}
+	if d.features.tcx {
+		return names, err
+	}
+	devs, ferr := filteredDevices(hooks)
+	for _, dev := range devs {
+		names = append(names, dev.Name)
+	}
+	return names, errors.Join(err, ferr)
 }
 
 // pinnedDevices lists devices that have a pin for one of the hooks.

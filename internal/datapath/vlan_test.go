@@ -8,7 +8,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
-	bpflink "github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // invalidDrop is what kube-proxy does in FORWARD with half a connection.
@@ -25,11 +26,13 @@ func tagPriority(t *testing.T, m *machine) {
 	}
 	t.Cleanup(func() { _ = prog.Close() })
 	m.in(t, func() {
-		l, err := bpflink.AttachTCX(bpflink.TCXOptions{Interface: link(t, "eth0").Attrs().Index, Program: prog, Attach: ebpf.AttachTCXEgress, Anchor: bpflink.Tail()})
-		if err != nil {
+		tc(t, "qdisc replace dev eth0 clsact")
+		theirs := &netlink.BpfFilter{FilterAttrs: netlink.FilterAttrs{
+			LinkIndex: link(t, "eth0").Attrs().Index, Parent: netlink.HANDLE_MIN_EGRESS, Handle: 1, Priority: 2, Protocol: unix.ETH_P_ALL,
+		}, Fd: prog.FD(), Name: "tag", DirectAction: true}
+		if err := netlink.FilterAdd(theirs); err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { _ = l.Close() })
 	})
 }
 
