@@ -65,7 +65,7 @@ deps: ## Debian packages that build and tests need (as root)
 
 .PHONY: clean
 clean: ## Remove build/ but for what took long: tools, packages, Kubernetes
-	rm -rf build/bin build/test build/log build/image/weft.tar
+	rm -rf build/bin build/test build/log build/image/weft.tar build/kernels/*.initrd build/kernels/tests
 
 ##@ Try it
 
@@ -118,12 +118,19 @@ test: ## What CI runs: check and e2e; installs what it needs first
 	test/ci.sh test
 
 .PHONY: test-full
-test-full: ## Everything there is: test, race, fuzz, upstream conformance, benchmarks
+test-full: ## Everything there is: test, race, fuzz, kernels, upstream conformance, benchmarks
 	test/ci.sh full
 
 .PHONY: test-e2e-upstream
 test-e2e-upstream: image $(TOOLS)/helm ## Kubernetes' own [sig-network] [Conformance] tests, kube-proxy in both modes
 	test/upstream.sh
+
+.PHONY: test-kernels
+test-kernels: ## Tests of the datapath on Debian's kernels 6.1 and 6.12 under qemu, to docs/kernels.md (as root)
+	test/deps.sh qemu-system-x86 kmod
+	@mkdir -p build/kernels
+	go build -o build/kernels/run ./test/kernels
+	build/kernels/run -page docs/kernels.md
 
 .PHONY: bench-cni
 bench-cni: build ## CNI latency and agent memory, to build/bench/cni.json

@@ -50,6 +50,7 @@ step "unit" make unit
 if [ "$what" = full ]; then
 	step "race detector" make race
 	step "fuzz" make fuzz
+	step "kernels" make test-kernels
 fi
 
 echo "==> Kubernetes"
