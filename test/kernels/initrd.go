@@ -53,9 +53,11 @@ func newInitrd(ctx context.Context, im image, tests []string, plan []byte) (*ini
 	for _, t := range tests {
 		r.files["/tests/"+filepath.Base(t)] = t
 	}
-	// Some tests compare Go with C.
-	if err := r.addTree("bpf", "/src/bpf"); err != nil {
-		return nil, err
+	// Some tests compare Go with C and with what is documented.
+	for _, dir := range []string{"bpf", "docs"} {
+		if err := r.addTree(dir, "/src/"+dir); err != nil {
+			return nil, err
+		}
 	}
 	if err := r.addCommands(ctx); err != nil {
 		return nil, err
