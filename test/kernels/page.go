@@ -48,14 +48,16 @@ func aspects() []aspect {
 
 // tallied is a cell of the page.
 type tallied struct {
-	passed          int
-	failed, skipped []string
+	passed, unfinished int
+	failed, skipped    []string
 }
 
 func (c tallied) String() string {
 	switch {
 	case len(c.failed) > 0:
 		return fmt.Sprintf("**fails**: %s", strings.Join(c.failed, ", "))
+	case c.unfinished > 0:
+		return fmt.Sprintf("**not finished** (%d passed, %d left)", c.passed, c.unfinished)
 	case c.passed == 0:
 		return "not tested"
 	case len(c.skipped) > 0:
@@ -81,6 +83,8 @@ func tally(rows []aspect, r results) ([]tallied, error) {
 			out[i].passed++
 		case "skip":
 			out[i].skipped = append(out[i].skipped, test)
+		case "unfinished":
+			out[i].unfinished++
 		default:
 			out[i].failed = append(out[i].failed, test)
 		}
@@ -100,7 +104,7 @@ func check(cols []column) error {
 			return err
 		}
 		for i, cell := range cells {
-			if len(cell.failed) > 0 || cell.passed == 0 {
+			if len(cell.failed) > 0 || cell.unfinished > 0 || cell.passed == 0 {
 				errs = append(errs, fmt.Errorf("%s: %s: %s", c.name, aspects()[i].name, cell))
 			}
 		}

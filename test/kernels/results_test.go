@@ -56,7 +56,7 @@ func TestOutcomes(t *testing.T) {
 		"internal/datapath/maps TestEndpoints":     "pass",
 		"internal/datapath/maps TestDefaultMemory": "skip",
 		"internal/datapath TestPodsTalk":           "fail",
-		"internal/endpoint TestLife":               "fail",
+		"internal/endpoint TestLife":               "unfinished",
 	} {
 		if got[name].Action != want {
 			t.Errorf("%s: %+v, want %s", name, got[name], want)
@@ -67,7 +67,7 @@ func TestOutcomes(t *testing.T) {
 	}
 	oldest := "Linux " + datapath.MinimumKernel
 	err = check([]column{{name: oldest, results: got}})
-	for _, want := range []string{"TestPodsTalk", "TestLife", "forward by VXLAN: not tested"} {
+	for _, want := range []string{"TestPodsTalk", "moments: **not finished** (0 passed, 1 left)", "forward by VXLAN: not tested"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("check says %v, and nothing of %q", err, want)
 		}
