@@ -174,6 +174,16 @@ __noinline int F(to_node)(struct __sk_buff *skb, const struct F(pkt) *k, struct 
 	return F(encapsulate)(skb, k, cfg, dst, r, false);
 }
 
+/* A function of its own, so that its variable may lie where another's lay. */
+static __always_inline int F(to_neighbour)(const struct bpf_fib_lookup *fib)
+{
+	struct bpf_redir_neigh nh = {};
+
+	nh.nh_family = fib->family;
+	__builtin_memcpy(nh.ipv6_nh, fib->ipv6_dst, 16);
+	return bpf_redirect_neigh(fib->ifindex, &nh, sizeof(nh), 0) == TC_ACT_REDIRECT ? VERDICT_NEIGH : DROP_REDIRECT_FAILED;
+}
+
 /*
  * Sends a packet to its next hop. The routing table decides (interface, gateway,
  * MTU); bpf_redirect_neigh resolves the neighbour and keeps its entry alive,
@@ -183,9 +193,7 @@ __noinline int F(send)(struct __sk_buff *skb, const struct F(pkt) *k, struct rep
 {
 	const struct weft_config *cfg = config();
 	struct bpf_fib_lookup fib = {};
-	struct bpf_redir_neigh nh = {};
 	const struct weft_ipcache *who = 0;
-	addr_t to;
 	long rc;
 
 	if (!k || !r || !cfg)
@@ -193,7 +201,8 @@ __noinline int F(send)(struct __sk_buff *skb, const struct F(pkt) *k, struct rep
 	if (k->p.ttl <= 1)
 		return VERDICT_STACK;
 	if (cfg->tunnel_ifindex) {
-		to = k->daddr;
+		addr_t to = k->daddr; /* see who_exactly */
+
 		who = F(who)(&to);
 		if (F(by_tunnel)(cfg, who))
 			return F(encapsulate)(skb, k, cfg, who, r, true);
@@ -208,11 +217,7 @@ __noinline int F(send)(struct __sk_buff *skb, const struct F(pkt) *k, struct rep
 		return F(tunnel_known)(who) ? F(encapsulate)(skb, k, cfg, who, r, true) : VERDICT_STACK;
 	if (F(decrement_ttl)(skb, k))
 		return DROP_REDIRECT_FAILED;
-	nh.nh_family = fib.family;
-	__builtin_memcpy(nh.ipv6_nh, fib.ipv6_dst, 16);
 	skb->mark = MARK_FAST;
 	r->out_ifindex = fib.ifindex;
-	if (bpf_redirect_neigh(fib.ifindex, &nh, sizeof(nh), 0) != TC_ACT_REDIRECT)
-		return DROP_REDIRECT_FAILED;
-	return VERDICT_NEIGH;
+	return F(to_neighbour)(&fib);
 }
