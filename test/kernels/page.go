@@ -33,7 +33,7 @@ type aspect struct {
 func aspects() []aspect {
 	row := func(name, pattern string) aspect { return aspect{name, regexp.MustCompile(`^internal/` + pattern)} }
 	return []aspect{
-		row("load: probes, maps, programs, families, sizes", `datapath(/maps \S+| Test(OpenRefuses|FamilyOff\w*|ReadEvents|\w*Memory))$`),
+		row("load: probes, maps, programs, families, sizes", `datapath(/maps \S+| Test(OpenRefuses|StackFitsOldKernels|FamilyOff\w*|ReadEvents|\w*Memory))$`),
 		row("attach: beside programs of others, given up, verified", `datapath Test(BetweenFilters|PriorityTaken|MoveToTCX|GivenUpMeanwhile|OthersFilters|Verify\w*|DeviceReplaced|UnloadLeavesNothing|UnhookedDevice)$`),
 		row("upgrade: other programs and maps, nothing lost", `datapath Test(Reopen\w*|ResizeCarriesOver|ForeignLayoutReplaced|GrownValuesKept|RestartKeepsTranslations)$`),
 		row("forward by VXLAN", `datapath Test(Overlay\w*|ToOverlay)$`),
