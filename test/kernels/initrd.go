@@ -94,7 +94,7 @@ func (r *initrd) addLibraries(ctx context.Context, file string) error {
 		return err
 	}
 	for line := range strings.Lines(out) {
-		for _, word := range strings.Fields(line) {
+		for word := range strings.FieldsSeq(line) {
 			if filepath.IsAbs(word) {
 				r.files[word] = word
 			}

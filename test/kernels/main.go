@@ -89,7 +89,7 @@ func run(ctx context.Context, o options) error {
 	}
 	var cols []column
 	var errs []error // of one kernel, which keep no other from its turn
-	for _, s := range strings.Split(o.from, ",") {
+	for s := range strings.SplitSeq(o.from, ",") {
 		im, err := a.kernel(ctx, s)
 		if err != nil {
 			return err
@@ -131,7 +131,7 @@ func compile(ctx context.Context, o options) ([]binary, error) {
 		if err != nil {
 			return nil, err
 		}
-		for _, name := range strings.Fields(list) {
+		for name := range strings.FieldsSeq(list) {
 			wanted := true
 			for _, pattern := range []string{s.run, o.run} {
 				wanted = wanted && regexp.MustCompile(pattern).MatchString(name)

@@ -125,12 +125,11 @@ func write(w io.Writer, text fs.FS, cols []column) error {
 	}
 	var b strings.Builder
 	b.WriteString(strings.ReplaceAll(string(begin), "MINIMUM", datapath.MinimumKernel))
-	head, rule := "| |", "|---|"
+	b.WriteString("| |")
 	for _, c := range cols {
-		head += fmt.Sprintf(" %s<br>Debian %s (%s) |", c.name, c.version, c.suite)
-		rule += "---|"
+		fmt.Fprintf(&b, " %s<br>Debian %s (%s) |", c.name, c.version, c.suite)
 	}
-	fmt.Fprintf(&b, "%s\n%s\n", head, rule)
+	fmt.Fprintf(&b, "\n|---|%s\n", strings.Repeat("---|", len(cols)))
 	rows := aspects()
 	cells := make([][]tallied, len(cols))
 	for i, c := range cols {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -26,7 +27,7 @@ type machine struct {
 // nothing is asked of the processor, so that it runs within other machines too.
 func (m machine) boot(ctx context.Context) error {
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64",
-		"-accel", "tcg,thread=multi", "-cpu", "max,la57=off", "-smp", fmt.Sprint(m.cpus), "-m", fmt.Sprint(m.memoryMB),
+		"-accel", "tcg,thread=multi", "-cpu", "max,la57=off", "-smp", strconv.Itoa(m.cpus), "-m", strconv.Itoa(m.memoryMB),
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none",
 		"-serial", "file:"+m.console, "-serial", "file:"+m.output,
 		"-kernel", m.image.vmlinuz(), "-initrd", m.initrd,
