@@ -98,18 +98,16 @@ func run(ctx context.Context, o options) error {
 		errs = append(errs, err)
 		cols = append(cols, c)
 	}
-	if err := errors.Join(append(errs, check(cols))...); err != nil {
-		return err
+	errs = append(errs, check(cols))
+	if o.page != "" {
+		f, err := os.Create(o.page)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		errs = append(errs, write(f, os.DirFS("test/kernels"), cols))
 	}
-	if o.page == "" {
-		return nil
-	}
-	f, err := os.Create(o.page)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return write(f, os.DirFS("test/kernels"), cols)
+	return errors.Join(errs...)
 }
 
 // binary is a compiled package with those of its tests that are to run.

@@ -124,7 +124,11 @@ func write(w io.Writer, text fs.FS, cols []column) error {
 		return err
 	}
 	var b strings.Builder
-	b.WriteString(strings.ReplaceAll(string(begin), "MINIMUM", datapath.MinimumKernel))
+	verdict := "**Linux " + datapath.MinimumKernel + " is the minimum**, the oldest kernel on which all of this passes."
+	if check(cols) != nil {
+		verdict = "Linux " + datapath.MinimumKernel + " is to be the minimum, but **what fails or is not finished below is not promised**."
+	}
+	b.WriteString(strings.ReplaceAll(string(begin), "VERDICT", verdict))
 	b.WriteString("| |")
 	for _, c := range cols {
 		fmt.Fprintf(&b, " %s<br>Debian %s (%s) |", c.name, c.version, c.suite)
