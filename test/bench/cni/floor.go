@@ -29,27 +29,19 @@ const (
 	vethPeer    = 1       // VETH_INFO_PEER of linux/veth.h
 )
 
-// floor serves trivial plugins: with veth it makes the pod's pair first, in one
-// message, one pod after the other, as the kernel's lock would have it anyway.
+// floor serves trivial plugins: attach, if there is one, gives the pod something first.
 type floor struct {
-	l    net.Listener
-	mu   sync.Mutex
-	c    *rtnl.Conn
-	wg   sync.WaitGroup
-	n    int
-	veth bool
+	l      net.Listener
+	wg     sync.WaitGroup
+	attach func(netns string) error
 }
 
-func newFloor(veth bool) (*floor, error) {
+func newFloor(attach func(netns string) error) (*floor, error) {
 	l, err := net.Listen("unix", floorSocket)
 	if err != nil {
 		return nil, err
 	}
-	c, err := rtnl.Dial()
-	if err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	f := &floor{l: l, c: c, veth: veth}
+	f := &floor{l: l, attach: attach}
 	f.wg.Go(func() {
 		for {
 			conn, err := l.Accept()
@@ -65,7 +57,7 @@ func newFloor(veth bool) (*floor, error) {
 func (f *floor) stop() error {
 	err := f.l.Close()
 	f.wg.Wait()
-	return errors.Join(err, f.c.Close())
+	return err
 }
 
 // serve hangs up without an answer when something is wrong: the client tells.
@@ -76,7 +68,7 @@ func (f *floor) serve(conn net.Conn) {
 	if err != nil {
 		return
 	}
-	if f.veth {
+	if f.attach != nil {
 		if err := f.attach(string(b[:n])); err != nil {
 			fmt.Fprintln(os.Stderr, "floor:", err)
 			return
@@ -85,11 +77,19 @@ func (f *floor) serve(conn net.Conn) {
 	_, _ = conn.Write(b[:1])
 }
 
-func (f *floor) attach(netns string) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.n++
-	return bareVeth(f.c, fmt.Sprintf("%s%d", floorVeth, f.n), netns)
+// bare gives pods a pair each, in one message, one pod after the other, as the
+// kernel's lock would have it anyway.
+type bare struct {
+	mu sync.Mutex
+	c  *rtnl.Conn
+	n  int
+}
+
+func (b *bare) attach(netns string) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.n++
+	return bareVeth(b.c, fmt.Sprintf("%s%d", floorVeth, b.n), netns)
 }
 
 // bareVeth makes a pair that nobody could use: no address, no route, down.
@@ -119,8 +119,8 @@ func bareVeth(c *rtnl.Conn, name, netns string) error {
 	return c.Commit()
 }
 
-// clear deletes the pairs, in one operation.
-func (f *floor) clear() error {
+// clear deletes the pairs of floors, in one operation.
+func clearFloor(c *rtnl.Conn) error {
 	const group = 0xF100
 	ifs, err := net.Interfaces()
 	if err != nil {
@@ -130,9 +130,9 @@ func (f *floor) clear() error {
 	for _, i := range ifs {
 		if strings.HasPrefix(i.Name, floorVeth) {
 			n++
-			f.c.Begin(i.Name, unix.RTM_SETLINK, 0, rtnl.Link(i.Index, 0, 0))
-			f.c.Uint32(unix.IFLA_GROUP, group)
-			if err := f.c.Commit(); err != nil {
+			c.Begin(i.Name, unix.RTM_SETLINK, 0, rtnl.Link(i.Index, 0, 0))
+			c.Uint32(unix.IFLA_GROUP, group)
+			if err := c.Commit(); err != nil {
 				return err
 			}
 		}
@@ -140,31 +140,43 @@ func (f *floor) clear() error {
 	if n == 0 {
 		return nil
 	}
-	f.c.Begin("delete", unix.RTM_DELLINK, 0, rtnl.Link(0, 0, 0))
-	f.c.Attr(unix.IFLA_GROUP, binary.NativeEndian.AppendUint32(nil, group))
-	return f.c.Commit()
+	c.Begin("delete", unix.RTM_DELLINK, 0, rtnl.Link(0, 0, 0))
+	c.Attr(unix.IFLA_GROUP, binary.NativeEndian.AppendUint32(nil, group))
+	return c.Commit()
 }
 
 // floors measures one round of each.
 func floors(pods []pod, program string, into series) (err error) {
+	c, err := rtnl.Dial()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	w, err := newWork()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, w.close()) }()
+	b := &bare{c: c}
 	exe := func(p pod) error { return execFloor(into, program, p) }
 	for _, k := range []struct {
-		name  string
-		veth  bool
-		order func([]pod, func(pod) error) (samples, error)
-		call  func(pod) error
+		name   string
+		attach func(netns string) error
+		order  func([]pod, func(pod) error) (samples, error)
+		call   func(pod) error
 	}{
-		{"floor_exec", false, oneByOne, exe},
-		{"floor_exec_burst", false, together, exe},
-		{"floor_exec_veth_burst", true, together, exe},
-		{"floor_veth_flood", true, together, askFloor},
+		{"floor_exec", nil, oneByOne, exe},
+		{"floor_exec_burst", nil, together, exe},
+		{"floor_exec_veth_burst", b.attach, together, exe},
+		{"floor_veth_flood", b.attach, together, askFloor},
+		{"floor_pod_flood", w.attach, together, askFloor},
 	} {
-		f, err := newFloor(k.veth)
+		f, err := newFloor(k.attach)
 		if err != nil {
 			return err
 		}
 		s, err := k.order(pods, k.call)
-		if err = errors.Join(err, f.clear(), f.stop()); err != nil {
+		if err = errors.Join(err, clearFloor(c), f.stop()); err != nil {
 			return fmt.Errorf("%s: %w", k.name, err)
 		}
 		into.add(k.name, s)

@@ -90,7 +90,7 @@ func latencies(f figures, pods []pod, plugin string, o options) (err error) {
 		f[name+"_ms_p99_round"] = median(tails[name])
 	}
 	f.overFloor(tails, "cni_exec_add_burst", "floor_exec_veth_burst")
-	f.overFloor(tails, "cni_add_flood", "floor_veth_flood")
+	f.overFloor(tails, "cni_add_flood", "floor_pod_flood")
 	return nil
 }
 
