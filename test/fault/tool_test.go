@@ -72,7 +72,7 @@ func findAgent() (string, error) {
 			continue
 		}
 		cmd, err := os.ReadFile(p + "/cmdline")
-		if err != nil {
+		if err != nil || len(cmd) == 0 { // it has just begun, and may be init
 			continue
 		}
 		if argv := strings.Split(string(cmd), "\x00"); len(argv) > 1 && argv[1] == "init" {
