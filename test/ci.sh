@@ -37,7 +37,7 @@ trap finish EXIT
 if [ "$what" = full ]; then
 	export WEFT_RESTARTS=50 WEFT_KILL_ROUNDS=50 WEFT_FLOOD_SYNS=1000000 E2E_TIMEOUT=150m
 else
-	export WEFT_BREAKS_EVERY=6
+	export WEFT_BREAKS_EVERY=6 WEFT_KILL_ROUNDS=3
 fi
 test/step.sh "Debian packages" make deps
 test/step.sh "build" make build
