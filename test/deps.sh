@@ -9,7 +9,7 @@ packages=(
 	# BPF objects
 	clang-19 llvm-19 libbpf-dev linux-libc-dev
 	# networks of tests and lab
-	iproute2 iptables nftables conntrack ethtool iputils-ping tcpdump
+	iproute2 iptables nftables conntrack ethtool iputils-ping tcpdump bpftool
 	# linters and the race detector
 	shellcheck gcc libc6-dev
 	git make curl ca-certificates
