@@ -26,7 +26,8 @@ import (
 // work is the kernel's part of a pod alone: a pair, a program at each hook,
 // addresses, routes and neighbours of both families, as package link makes them.
 // There is no map, no state, no choice of address, no protocol; as many pods at
-// once as there are cores.
+// once as there are cores, and the pairs of all that wait before the rest of any,
+// which spares grace periods (see endpoint.Manager).
 type work struct {
 	links *link.Links
 	prog  *ebpf.Program
@@ -52,17 +53,19 @@ func newWork() (*work, error) {
 func (w *work) close() error { return w.prog.Close() }
 
 func (w *work) attach(netns string) error {
-	w.turns <- struct{}{}
-	defer func() { <-w.turns }()
 	n := w.n.Add(1)
 	v := link.Veth{
 		HostIfName: fmt.Sprintf("%s%d", floorVeth, n), Alias: "floor", Netns: netns, IfName: "eth0", MTU: 1500,
 		MAC: net.HardwareAddr{2, 0, 0, 1, byte(n >> 8), byte(n)}, HostMAC: net.HardwareAddr{2, 0, 0, 2, byte(n >> 8), byte(n)},
 	}
+	w.turns <- struct{}{}
 	index, err := w.links.Create(v)
+	<-w.turns
 	if err != nil {
 		return err
 	}
+	w.turns <- struct{}{} // behind those that wait to begin: channels are fair
+	defer func() { <-w.turns }()
 	if err := w.program(index); err != nil {
 		return err
 	}
