@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -19,6 +20,19 @@ type archive struct {
 }
 
 const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+// mirror returns the archive from which this machine's apt has Debian 12.
+func mirror(ctx context.Context) (string, error) {
+	out, err := output(ctx, ".", "apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages", "Codename: bookworm")
+	if err != nil {
+		return "", err
+	}
+	site, _, _ := strings.Cut(strings.TrimSpace(out), "\n")
+	if site == "" {
+		return "", errors.New("this machine's apt has no archive of bookworm: run apt-get update, or name one with -mirror")
+	}
+	return site, nil
+}
 
 // open fetches the lists of packages of the suites.
 func (a archive) open(ctx context.Context, suites []string) error {

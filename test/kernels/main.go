@@ -40,7 +40,7 @@ func main() {
 	}
 	var o options
 	flag.StringVar(&o.work, "work", "build/kernels", "folder for packages, kernels and machines")
-	flag.StringVar(&o.mirror, "mirror", "http://deb.debian.org/debian", "archive of Debian")
+	flag.StringVar(&o.mirror, "mirror", "", "archive of Debian; without it the one that this machine's apt uses")
 	flag.StringVar(&o.from, "suites", "bookworm,bookworm-backports", "suites whose kernels are booted")
 	flag.StringVar(&o.page, "page", "", "page to write; without it none is written")
 	flag.StringVar(&o.results, "results", "build/test", "folder for records in the format of go test -json")
@@ -63,13 +63,15 @@ type suite struct {
 }
 
 // suites leaves out what is no matter of the kernel, and what floods: an
-// emulated processor needs a minute for what a real one does in a second.
+// emulated processor needs a minute for what a real one does in a second. It also
+// leaves out the programs of another release, which Linux 6.1 does not load: the
+// release before this one was not made for it.
 func suites() []suite {
 	return []suite{
 		{pkg: "internal/datapath/maps"},
 		{pkg: "internal/datapath/rtnl"},
 		{pkg: "internal/datapath/link"},
-		{pkg: "internal/datapath", skip: "Flood|^Fuzz|^TestChecksumsProperty$|^TestManyAtOnce$"},
+		{pkg: "internal/datapath", skip: "Flood|^Fuzz|^TestChecksumsProperty$|^TestManyAtOnce$|^TestUpgrade|^TestHalfSwapped$|^TestSwapTakenBack$|^TestSelfTestOnce$|^TestABI$"},
 		{pkg: "internal/endpoint", skip: "^TestBurst$"},
 		{pkg: "internal/agent", run: "^(TestLife|TestOneFamily|TestTunnelMode|TestWithoutAPIServer)$"},
 	}
@@ -81,6 +83,11 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	a := archive{dir: o.work, mirror: o.mirror}
+	if a.mirror == "" {
+		if a.mirror, err = mirror(ctx); err != nil {
+			return err
+		}
+	}
 	if err := a.open(ctx, strings.Split(o.from, ",")); err != nil {
 		return err
 	}
