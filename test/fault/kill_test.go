@@ -41,7 +41,7 @@ func TestKilledAgentsLoseNothing(t *testing.T) {
 	for attempt := 1; ; attempt++ {
 		why := ""
 		t.Run(fmt.Sprintf("attempt-%d", attempt), func(t *testing.T) {
-			ld := startLoad(t, l, "weft-kill", nodes, 1000, 2*time.Minute+time.Duration(rounds)*time.Minute)
+			ld := startLoad(t, l, "weft-kill", nodes, 1000, 2*time.Minute*time.Duration(1+rounds))
 			events := killRounds(t, l, nodes, rounds)
 			ld.stop(t)
 			if why = ld.void(); why != "" {
