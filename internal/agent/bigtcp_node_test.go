@@ -10,7 +10,6 @@ import (
 	"testing"
 
 	"github.com/weft-net/weft/internal/datapath/link"
-	"github.com/weft-net/weft/internal/k8s/apiservertest"
 	"github.com/weft-net/weft/internal/rpc"
 )
 
@@ -41,10 +40,7 @@ func TestBigTCPOnNode(t *testing.T) {
 		return
 	}
 	o, _ := newNode(t, map[string]string{"enable-ipv4-big-tcp": "true", "enable-ipv6-big-tcp": "true"})
-	api := apiservertest.Start(t)
-	api.InstallCRDs("../../install/helm/weft/crds")
-	o.Paths.Credentials = api.CredentialsDir
-	set(t, o, "k8s-api-server", api.URL)
+	api := serveAPI(t, &o)
 	addNode(t, api, "n1", 1)
 	api.Do(t, http.MethodPost, "/api/v1/namespaces/default/serviceaccounts", `{"metadata":{"name":"default"}}`, nil)
 	if err := Init(t.Context(), o); err != nil {

@@ -55,12 +55,9 @@ func (w *floodWatch) look(now time.Time) (began bool, err error) {
 	if !w.on {
 		return false, nil
 	}
-	whose, err := w.young()
-	if err != nil {
-		return false, err
-	}
+	whose, err := w.young() // a flood is told also if nobody can be named
 	w.message, w.seen = w.describe(n-last, now.Sub(at), whose), now
-	return !was, nil
+	return !was, err
 }
 
 func (w *floodWatch) describe(n uint64, within time.Duration, whose []maps.Young) string {

@@ -54,7 +54,12 @@ func TestFloodIsNamed(t *testing.T) {
 	look(0, false, rpc.StateWarning)
 	now = now.Add(floodShown)
 	look(0, false, rpc.StateOK)
-	fails = errors.New("no map")
+	w.young = func() ([]maps.Young, error) { return nil, errors.New("no map") }
+	now, total = now.Add(floodEvery), total+5000
+	if began, err := w.look(now); !began || err == nil || w.Component(now).Message == "" {
+		t.Errorf("a flood at nobody known: began %v, %v, %+v", began, err, w.Component(now))
+	}
+	fails = errors.New("no counter")
 	if _, err := w.look(now); !errors.Is(err, fails) {
 		t.Errorf("the error is lost: %v", err)
 	}

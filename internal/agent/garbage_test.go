@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,7 +17,6 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/weft-net/weft/internal/datapath/maps"
-	"github.com/weft-net/weft/internal/k8s/apiservertest"
 	"github.com/weft-net/weft/internal/rpc"
 )
 
@@ -129,12 +127,7 @@ func TestGarbageInMaps(t *testing.T) {
 		"enable-bpf-masquerade": "true", "enable-ipv4-masquerade": "true", "enable-ipv6-masquerade": "true",
 		"ipv4-native-routing-cidr": "10.244.0.0/16", "ipv6-native-routing-cidr": "fd00::/32",
 	})
-	api := apiservertest.Start(t)
-	api.InstallCRDs("../../install/helm/weft/crds")
-	o.Paths.Credentials = api.CredentialsDir
-	if err := os.WriteFile(o.Paths.Config+"/k8s-api-server", []byte(api.URL), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	api := serveAPI(t, &o)
 	addNode(t, api, "n1", 1)
 	addNode(t, api, "n2", 2)
 	if err := Init(t.Context(), o); err != nil {

@@ -5,7 +5,6 @@ package agent
 import (
 	"fmt"
 	"net/http"
-	"os"
 	"strings"
 	"testing"
 
@@ -13,7 +12,6 @@ import (
 	"github.com/prometheus/common/model"
 
 	"github.com/weft-net/weft/internal/datapath/maps"
-	"github.com/weft-net/weft/internal/k8s/apiservertest"
 	"github.com/weft-net/weft/internal/rpc"
 )
 
@@ -50,12 +48,7 @@ func TestNodeObservesItself(t *testing.T) {
 		return
 	}
 	o, _ := newNode(t, map[string]string{})
-	api := apiservertest.Start(t)
-	api.InstallCRDs("../../install/helm/weft/crds")
-	o.Paths.Credentials = api.CredentialsDir
-	if err := os.WriteFile(o.Paths.Config+"/k8s-api-server", []byte(api.URL), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	api := serveAPI(t, &o)
 	addNode(t, api, "n1", 1)
 	addNode(t, api, "n2", 2)
 	api.Do(t, http.MethodPost, "/api/v1/namespaces/default/serviceaccounts", `{"metadata":{"name":"default"}}`, nil)

@@ -118,6 +118,16 @@ func newNode(t *testing.T, settings map[string]string) (InitOptions, string) {
 	return o, dir
 }
 
+// serveAPI starts an API server with Weft's definitions, and points the agent at it.
+func serveAPI(t *testing.T, o *InitOptions) *apiservertest.Server {
+	t.Helper()
+	api := apiservertest.Start(t)
+	api.InstallCRDs("../../install/helm/weft/crds")
+	o.Paths.Credentials = api.CredentialsDir
+	set(t, *o, "k8s-api-server", api.URL)
+	return api
+}
+
 // snapshot is what of a node an uninstaller must leave as it was.
 func snapshot(t *testing.T, dir string) string {
 	t.Helper()
@@ -327,12 +337,7 @@ func TestLife(t *testing.T) {
 		return
 	}
 	o, _ := newNode(t, map[string]string{})
-	api := apiservertest.Start(t)
-	api.InstallCRDs("../../install/helm/weft/crds")
-	o.Paths.Credentials = api.CredentialsDir
-	if err := os.WriteFile(o.Paths.Config+"/k8s-api-server", []byte(api.URL), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	api := serveAPI(t, &o)
 	addNode(t, api, "n1", 1)
 	addNode(t, api, "n2", 2)
 	api.Do(t, http.MethodPost, "/api/v1/namespaces/default/serviceaccounts", `{"metadata":{"name":"default"}}`, nil)
@@ -411,12 +416,7 @@ func TestOneFamily(t *testing.T) {
 		return
 	}
 	o, _ := newNode(t, map[string]string{"enable-ipv4": "false"})
-	api := apiservertest.Start(t)
-	api.InstallCRDs("../../install/helm/weft/crds")
-	o.Paths.Credentials = api.CredentialsDir
-	if err := os.WriteFile(o.Paths.Config+"/k8s-api-server", []byte(api.URL), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	api := serveAPI(t, &o)
 	addNode(t, api, "n1", 1)
 	addNode(t, api, "n2", 2)
 	if err := Init(t.Context(), o); err != nil {

@@ -82,10 +82,7 @@ func TestTunnelMode(t *testing.T) {
 		return
 	}
 	o, _ := newNode(t, map[string]string{"routing-mode": "tunnel", "enable-ipv4-big-tcp": "true"})
-	api := apiservertest.Start(t)
-	api.InstallCRDs("../../install/helm/weft/crds")
-	o.Paths.Credentials = api.CredentialsDir
-	set(t, o, "k8s-api-server", api.URL)
+	api := serveAPI(t, &o)
 	addNode(t, api, "n1", 1)
 	addNode(t, api, "n2", 2)
 	api.Do(t, http.MethodPost, "/api/v1/namespaces/default/serviceaccounts", `{"metadata":{"name":"default"}}`, nil)
