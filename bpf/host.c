@@ -21,9 +21,9 @@ int from_net(struct __sk_buff *skb)
 		return finish_other(skb, HOOK_FROM_NET, DROP_REDIRECT_FAILED, &r);
 	if (!skb->vlan_present) {
 		if (enable_ipv4 && skb->protocol == bpf_htons(ETH_P_IP))
-			return from_net_ip4(skb);
+			return from_net_any4(skb);
 		if (enable_ipv6 && skb->protocol == bpf_htons(ETH_P_IPV6))
-			return from_net_ip6(skb);
+			return from_net_any6(skb);
 	}
 	return finish_other(skb, HOOK_FROM_NET, VERDICT_STACK, &r);
 }

@@ -274,3 +274,10 @@ static __noinline int F(to_net_ip)(struct __sk_buff *skb)
 		code = F(to_node)(skb, &k, &r);
 	return F(finish)(skb, &k, &r, HOOK_TO_NET, code);
 }
+
+static __always_inline int F(from_net_any)(struct __sk_buff *skb)
+{
+	int action = enable_express ? F(express_from_net)(skb) : LANE_NO;
+
+	return action == LANE_NO ? F(from_net_ip)(skb) : action;
+}

@@ -18,12 +18,12 @@ int from_overlay(struct __sk_buff *skb)
 		switch (skb->protocol) {
 		case bpf_htons(ETH_P_IP):
 			if (enable_ipv4)
-				return from_overlay_ip4(skb, &node, identity);
+				return from_overlay_any4(skb, &node, identity);
 			code = DROP_FAMILY_DISABLED;
 			break;
 		case bpf_htons(ETH_P_IPV6):
 			if (enable_ipv6)
-				return from_overlay_ip6(skb, &node, identity);
+				return from_overlay_any6(skb, &node, identity);
 			code = DROP_FAMILY_DISABLED;
 			break;
 		}

@@ -171,7 +171,7 @@ static __always_inline int F(judge_to_overlay)(struct __sk_buff *skb, struct F(j
 	}
 	if (code != VERDICT_STACK)
 		return code;
-	if (set_tunnel(skb, cfg, &node, identity, F(dscp)(&j->k)))
+	if (set_tunnel_apart(skb, cfg, &node, identity, F(dscp)(j->k.flow)))
 		return DROP_REDIRECT_FAILED;
 	skb->mark = MARK_FAST; /* the outer packet has it too: to_net need not look at it */
 	return VERDICT_STACK;
@@ -188,4 +188,11 @@ static __noinline int F(to_overlay_ip)(struct __sk_buff *skb)
 	if (!code)
 		code = cfg ? F(judge_to_overlay)(skb, &j, cfg, &r) : DROP_TUNNEL_ENDPOINT;
 	return F(finish)(skb, &j.k, &r, HOOK_TO_OVERLAY, code);
+}
+
+static __always_inline int F(from_overlay_any)(struct __sk_buff *skb, const struct v6addr *node, __u32 identity)
+{
+	int action = enable_express ? F(express_from_overlay)(skb, node) : LANE_NO;
+
+	return action == LANE_NO ? F(from_overlay_ip)(skb, node, identity) : action;
 }

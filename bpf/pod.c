@@ -12,12 +12,12 @@ int from_pod(struct __sk_buff *skb)
 		switch (skb->protocol) {
 		case bpf_htons(ETH_P_IP):
 			if (enable_ipv4)
-				return from_pod_ip4(skb);
+				return from_pod_any4(skb);
 			code = DROP_FAMILY_DISABLED;
 			break;
 		case bpf_htons(ETH_P_IPV6):
 			if (enable_ipv6)
-				return from_pod_ip6(skb);
+				return from_pod_any6(skb);
 			code = DROP_FAMILY_DISABLED;
 			break;
 		case bpf_htons(ETH_P_ARP):

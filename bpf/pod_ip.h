@@ -33,12 +33,12 @@ static __always_inline void F(note_sides)(struct report *r, const struct F(judge
 }
 
 /* Lets a packet of the fast path out. */
-static __always_inline int F(forward)(struct __sk_buff *skb, struct F(judge) *j, struct report *r)
+static __always_inline int F(forward)(struct __sk_buff *skb, struct F(judge) *j, struct report *r, struct weft_hop *hop)
 {
 	const struct weft_endpoint *to;
 
 	if (!j->s.to.endpoint)
-		return F(send)(skb, &j->k, r);
+		return F(send)(skb, &j->k, r, hop);
 	to = endpoint(j->s.to.endpoint);
 	if (!to || !F(owns)(to, &j->k.daddr))
 		return DROP_NO_ENDPOINT;
@@ -73,7 +73,7 @@ static __always_inline int F(from_pod_new)(struct __sk_buff *skb, struct F(judge
 	stack = !pod || !may_open_fast(&j->k.p) || (!j->s.to.endpoint && !tunnel && !F(leaves_by_net)(skb, &j->k));
 	r->is_new = true;
 	F(ct_new)(&j->f, &j->k, &j->s, HOOK_FROM_POD, stack);
-	return stack ? VERDICT_STACK : F(forward)(skb, j, r);
+	return stack ? VERDICT_STACK : F(forward)(skb, j, r, 0);
 }
 
 /* Everything but ND: the source must be the pod's own address. */
@@ -82,6 +82,7 @@ static __always_inline int F(judge_from_pod)(struct __sk_buff *skb, struct F(jud
 {
 	const struct weft_endpoint *ep;
 	__u32 now = now_tick(), id;
+	struct weft_hop *hop;
 	bool stack;
 
 	F(ct_find)(&j->f, &j->k, now);
@@ -114,9 +115,10 @@ static __always_inline int F(judge_from_pod)(struct __sk_buff *skb, struct F(jud
 	/* The entry must be about this pod, not only contain its address. */
 	if (j->f.ct && j->s.from.endpoint == id) {
 		stack = j->f.ct->flags & CT_STACK;
+		hop = j->f.main ? &j->f.ct->hop : 0; /* another entry goes away when it is moved */
 		F(note_sides)(r, j);
 		F(ct_touch)(&j->f, &j->k, cfg, now, HOOK_FROM_POD, false);
-		return stack ? VERDICT_STACK : F(forward)(skb, j, r);
+		return stack ? VERDICT_STACK : F(forward)(skb, j, r, hop);
 	}
 	j->s.from.identity = ep->identity;
 	j->s.from.generation = ep->generation;
@@ -245,4 +247,11 @@ static __noinline int F(to_pod_ip)(struct __sk_buff *skb)
 	if (!code)
 		code = cfg ? F(judge_to_pod)(skb, &j, cfg, &r) : VERDICT_STACK;
 	return F(finish)(skb, &j.k, &r, HOOK_TO_POD, code);
+}
+
+static __always_inline int F(from_pod_any)(struct __sk_buff *skb)
+{
+	int action = enable_express ? F(express_from_pod)(skb) : LANE_NO;
+
+	return action == LANE_NO ? F(from_pod_ip)(skb) : action;
 }

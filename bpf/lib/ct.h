@@ -15,17 +15,25 @@ struct F(flow) {
 	bool main;	    /* the entry is in weft_ct */
 };
 
+/* Makes the key of a tuple; true: its source is the second pair. */
+static __always_inline bool F(ct_key_of)(ct_key_t *key, const addr_t *src, const addr_t *dst, __u16 sport, __u16 dport,
+					 __u8 proto)
+{
+	int c = F(compare)(src, dst);
+	bool hi = c > 0 || (c == 0 && sport > dport);
+
+	__builtin_memset(key, 0, sizeof(*key));
+	key->addr[0] = hi ? *dst : *src;
+	key->addr[1] = hi ? *src : *dst;
+	key->port[0] = hi ? dport : sport;
+	key->port[1] = hi ? sport : dport;
+	key->proto = proto;
+	return hi;
+}
+
 static __always_inline void F(ct_key)(struct F(flow) *f, const struct F(pkt) *k)
 {
-	int c = F(compare)(&k->src, &k->dst);
-
-	__builtin_memset(&f->key, 0, sizeof(f->key));
-	f->hi = c > 0 || (c == 0 && k->p.sport > k->p.dport);
-	f->key.addr[0] = f->hi ? k->dst : k->src;
-	f->key.addr[1] = f->hi ? k->src : k->dst;
-	f->key.port[0] = f->hi ? k->p.dport : k->p.sport;
-	f->key.port[1] = f->hi ? k->p.sport : k->p.dport;
-	f->key.proto = k->p.ct_proto;
+	f->hi = F(ct_key_of)(&f->key, &k->src, &k->dst, k->p.sport, k->p.dport, k->p.ct_proto);
 }
 
 /*
@@ -97,16 +105,14 @@ static __always_inline __u32 F(ct_ttl)(const struct weft_config *cfg, __u32 flag
 }
 
 /* Moves a connection to the main table. Static: see who_exactly. */
-static __noinline int F(ct_promote)(const ct_key_t *key, const struct weft_ct *ct, __u32 hook)
+static __noinline int F(ct_promote)(const ct_key_t *key, struct weft_ct *ct, __u32 hook)
 {
 	const struct weft_config *cfg = config();
-	struct weft_ct v;
 
 	if (!cfg)
 		return 0;
-	v = *ct;
-	v.expires = now_tick() + F(ct_ttl)(cfg, v.flags, key->proto, true);
-	if (bpf_map_update_elem(&F(weft_ct), key, &v, BPF_ANY))
+	ct->expires = now_tick() + F(ct_ttl)(cfg, ct->flags, key->proto, true);
+	if (bpf_map_update_elem(&F(weft_ct), key, ct, BPF_ANY))
 		count(hook, NOTE_CT_FULL, 0);
 	else
 		bpf_map_delete_elem(&F(weft_ctn), key);

@@ -46,6 +46,13 @@ static __always_inline long set_tunnel(struct __sk_buff *skb, const struct weft_
 	return bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags);
 }
 
+/* The same, for a caller whose stack has no room for the key. */
+static __noinline long set_tunnel_apart(struct __sk_buff *skb, const struct weft_config *cfg, const struct v6addr *node,
+					__u32 identity, __u8 tos)
+{
+	return set_tunnel(skb, cfg, node, identity, tos);
+}
+
 /* Reads which node sent the packet and what it says of the sender. */
 static __always_inline long get_tunnel(struct __sk_buff *skb, struct v6addr *node, __u32 *identity)
 {

@@ -32,8 +32,10 @@
 #include "parse.h"
 #include "ct.h"
 #include "finish.h"
+#include "hop.h"
 #include "toobig.h"
 #include "forward.h"
+#include "express.h"
 #include "nat_rewrite.h"
 #include "nat_ip.h"
 #if FAMILY == 6

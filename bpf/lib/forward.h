@@ -113,12 +113,12 @@ static __always_inline bool F(by_tunnel)(const struct weft_config *cfg, const st
 }
 
 /* Type of service of a packet, as the outer header is to carry it; the kernel adds ECN (RFC 6040). */
-static __always_inline __u8 F(dscp)(const struct F(pkt) *k)
+static __always_inline __u8 F(dscp)(__u32 flow)
 {
 #if FAMILY == 4
-	return k->flow & 0xfc;
+	return flow & 0xfc;
 #else
-	return (bpf_ntohl(k->flow) >> 20) & 0xfc;
+	return (bpf_ntohl(flow) >> 20) & 0xfc;
 #endif
 }
 
@@ -136,7 +136,7 @@ static __always_inline int F(encapsulate)(struct __sk_buff *skb, const struct F(
 	}
 	if (hop && F(decrement_ttl)(skb, k))
 		return DROP_REDIRECT_FAILED;
-	if (set_tunnel(skb, cfg, &who->tunnel, r->src_identity, F(dscp)(k)))
+	if (set_tunnel(skb, cfg, &who->tunnel, r->src_identity, F(dscp)(k->flow)))
 		return DROP_REDIRECT_FAILED;
 	skb->mark = MARK_FAST;
 	r->out_ifindex = cfg->tunnel_ifindex;
@@ -187,9 +187,9 @@ static __always_inline int F(to_neighbour)(const struct bpf_fib_lookup *fib)
 /*
  * Sends a packet to its next hop. The routing table decides (interface, gateway,
  * MTU); bpf_redirect_neigh resolves the neighbour and keeps its entry alive,
- * which MACs written by us would not.
+ * which MACs written by us would not. hop is where to remember it, 0: nowhere.
  */
-__noinline int F(send)(struct __sk_buff *skb, const struct F(pkt) *k, struct report *r)
+__noinline int F(send)(struct __sk_buff *skb, const struct F(pkt) *k, struct report *r, struct weft_hop *hop)
 {
 	const struct weft_config *cfg = config();
 	struct bpf_fib_lookup fib = {};
@@ -204,8 +204,10 @@ __noinline int F(send)(struct __sk_buff *skb, const struct F(pkt) *k, struct rep
 		addr_t to = k->daddr; /* see who_exactly */
 
 		who = F(who)(&to);
-		if (F(by_tunnel)(cfg, who))
+		if (F(by_tunnel)(cfg, who)) {
+			F(hop_learn)(hop, k, cfg->tunnel_ifindex, cfg->tunnel_mtu, 0, &who->tunnel);
 			return F(encapsulate)(skb, k, cfg, who, r, true);
+		}
 	}
 	rc = F(route)(skb, k, &fib, wire_len(skb, &k->p));
 	if (rc == BPF_FIB_LKUP_RET_FRAG_NEEDED)
@@ -215,6 +217,8 @@ __noinline int F(send)(struct __sk_buff *skb, const struct F(pkt) *k, struct rep
 	/* While nodes change the routing mode, the route may be ahead of the ipcache, or behind it. */
 	if (cfg->tunnel_ifindex && fib.ifindex == cfg->tunnel_ifindex)
 		return F(tunnel_known)(who) ? F(encapsulate)(skb, k, cfg, who, r, true) : VERDICT_STACK;
+	if (rc == BPF_FIB_LKUP_RET_SUCCESS) /* else the MTU is not in it */
+		F(hop_learn)(hop, k, fib.ifindex, fib.mtu_result, fib.family, fib.ipv6_dst);
 	if (F(decrement_ttl)(skb, k))
 		return DROP_REDIRECT_FAILED;
 	skb->mark = MARK_FAST;

@@ -20,6 +20,7 @@
 	} map_name SEC(".maps")
 
 DEFINE_MAP(weft_cfg, BPF_MAP_TYPE_ARRAY, 1, __u32, struct weft_config, 0);
+DEFINE_MAP(weft_ways, BPF_MAP_TYPE_ARRAY, 1, __u32, struct weft_ways, 0);
 DEFINE_MAP(weft_ep, BPF_MAP_TYPE_ARRAY, MAX_ENDPOINTS, __u32, struct weft_endpoint, 0);
 DEFINE_MAP(weft_dev, BPF_MAP_TYPE_HASH, 2 * MAX_ENDPOINTS, __u32, struct weft_device, BPF_F_NO_PREALLOC);
 DEFINE_MAP(weft_metrics, BPF_MAP_TYPE_PERCPU_ARRAY, HOOK_MAX * CODES_PER_HOOK, __u32, struct weft_metric, 0);

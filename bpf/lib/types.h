@@ -72,7 +72,8 @@ struct weft_config {
 	__u32 tunnel_ifindex;	    /* of the tunnel device; 0: nothing is sent by the overlay */
 	__u32 tunnel_mtu;	    /* of that device: bytes of the inner packet */
 	__u32 tunnel_flags;	    /* TUNNEL_* */
-	__u32 tunnel_spare;
+	__u16 tunnel_port;	    /* network order; of that device */
+	__u16 tunnel_spare;
 	__u32 nat;	/* NAT_*: what is masqueraded, 0: nothing */
 	__u32 nat_seed; /* of the choice of ports; the same as long as the map lives */
 	__u32 nat_hold; /* ticks; TCP, closed: the server still remembers it */
@@ -171,6 +172,24 @@ struct weft_ct6_key {
 #define CT_RST (1U << 6)	/* TCP */
 #define CT_CLOSING(f) (((f) & CT_RST) || ((f) & (CT_FIN_OPENER | CT_FIN_ANSWER)) == (CT_FIN_OPENER | CT_FIN_ANSWER))
 
+/* Where packets of a connection that go away from this node were last sent to. Empty: stamp 0. */
+struct weft_hop {
+	__u32 stamp; /* until when it holds: lib/hop.h */
+	__u32 check; /* whose it is */
+	__u32 flow;  /* the bits of the header that routing may look at */
+	__u32 ifindex;
+	__u16 mtu;
+	__u8 family; /* of to; 0: another node by the overlay */
+	__u8 pad;
+	struct v6addr to; /* next hop, IPv4 in the first word; by the overlay the node, IPv4 mapped */
+};
+
+/* weft_ways[0]: changes whenever something about ways did: routes, devices, who is where. */
+struct weft_ways {
+	__u32 generation;
+	__u32 spare;
+};
+
 /* src is the side that opened, dst the one that answers. */
 struct weft_ct {
 	__u32 expires; /* tick */
@@ -186,6 +205,7 @@ struct weft_ct {
 	__u16 src_endpoint; /* 0: not local */
 	__u16 dst_endpoint;
 	__u32 nat; /* what the opener is to the outside: slot << 16 | port, 0: itself */
+	struct weft_hop hop;
 };
 
 /*

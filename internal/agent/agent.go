@@ -442,7 +442,7 @@ func (a *Agent) background(ctx context.Context, g *errgroup.Group) {
 	for _, f := range []func(context.Context) error{
 		a.derive.Run, a.ipcacheLoop.Run, a.routesLoop.Run,
 		a.reflect.Run, a.publisher.Run, a.publishEndpoints,
-		a.followNode, a.followDevices, a.followMTU, a.followBigTCP, a.followRoutes, a.followOverlay, a.followForward, a.checkCilium, a.runGate, a.markReady,
+		a.followNode, a.followDevices, a.followMTU, a.followBigTCP, a.followWays, a.followRoutes, a.followOverlay, a.followForward, a.checkCilium, a.runGate, a.markReady,
 		a.peers.Run, a.readEvents, a.scrub, a.followFloods, a.maintain, a.sendReports, a.followLedger, a.followPools, a.followNodeRoutes,
 		a.followLeaks, a.masq.run, a.fill.run,
 	} {

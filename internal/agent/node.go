@@ -195,6 +195,11 @@ func (a *Agent) keep(f func(*memory)) error {
 // down or loses its last address.
 const routesLook = 30 * time.Second
 
+// followWays has programs ask the routing table anew once it may say something else.
+func (a *Agent) followWays(ctx context.Context) error {
+	return a.links.WatchWays(ctx, a.dp.Maps().Ways.Changed)
+}
+
 // followRoutes has routes written again that somebody deleted or changed, and
 // looks anew at those on which peers across a router depend.
 func (a *Agent) followRoutes(ctx context.Context) error {

@@ -256,7 +256,7 @@ func (o *overlay) join(rows []*table.Node, complete bool) error {
 		return fmt.Errorf("overlay: %w", err)
 	}
 	shown := told == announcement(t.Port, v6)
-	next := maps.Overlay{IfIndex: index, MTU: t.MTU, Local: local, Strict: o.heard(shown)}
+	next := maps.Overlay{IfIndex: index, MTU: t.MTU, Local: local, Port: uint16(t.Port), Strict: o.heard(shown)}
 	if err := o.set(next, t.Port); err != nil {
 		return err
 	}

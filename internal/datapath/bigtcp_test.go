@@ -317,6 +317,9 @@ func TestBigTCPTooBig(t *testing.T) {
 		mtu -= 50
 		for _, m := range c.nodes {
 			m.in(t, func() { ip(t, fmt.Sprintf("link set eth0 mtu %d", mtu)) })
+			if err := m.d.Maps().Ways.Changed(); err != nil { // as the agent, once the kernel says so
+				t.Fatal(err)
+			}
 		}
 		if err := exchange(con, 16<<20); err != nil {
 			t.Errorf("ipv%d: %v", fam, err)

@@ -252,6 +252,11 @@ func loadSpec(o Options, has features) (*ebpf.CollectionSpec, error) {
 	if err != nil {
 		return nil, err
 	}
+	if o.inject.object != nil {
+		if err := addMissing(spec); err != nil {
+			return nil, err
+		}
+	}
 	if o.inject.patch != nil {
 		o.inject.patch(spec)
 	}
@@ -272,6 +277,21 @@ func loadSpec(o Options, has features) (*ebpf.CollectionSpec, error) {
 		}
 	}
 	return spec, nil
+}
+
+// addMissing gives the programs of another release the maps that they lack: the
+// agent around them is of this one.
+func addMissing(spec *ebpf.CollectionSpec) error {
+	own, err := object.LoadDatapath()
+	if err != nil {
+		return err
+	}
+	for _, name := range maps.Names() {
+		if spec.Maps[name] == nil {
+			spec.Maps[name] = own.Maps[name]
+		}
+	}
+	return nil
 }
 
 // shrinkUnused makes the maps that are allocated in full as small as they get

@@ -210,6 +210,14 @@ func (n *node) counts() map[string]uint64 {
 // run sends a frame through a hook's program at a device.
 func (n *node) run(h reason.Hook, dev netlink.Link, data []byte, opts ...runOpt) result {
 	n.t.Helper()
+	r, err := n.tryRun(h, dev, data, opts...)
+	n.must(err)
+	return r
+}
+
+// tryRun is run for what the kernel may not take for a frame, which is the error.
+func (n *node) tryRun(h reason.Hook, dev netlink.Link, data []byte, opts ...runOpt) (result, error) {
+	n.t.Helper()
 	ctx := skb{Ifindex: uint32(dev.Attrs().Index)}
 	for _, o := range opts {
 		o(&ctx)
@@ -222,7 +230,9 @@ func (n *node) run(h reason.Hook, dev netlink.Link, data []byte, opts ...runOpt)
 		prog = n.tunnel.Program
 	}
 	act, err := prog.Run(&ro)
-	n.must(err)
+	if err != nil {
+		return result{}, err
+	}
 	r := result{action: act, out: ro.DataOut, mark: after.Mark, counts: map[string]uint64{}}
 	for k, v := range n.counts() {
 		if d := v - before[k]; d != 0 {
@@ -238,7 +248,7 @@ func (n *node) run(h reason.Hook, dev netlink.Link, data []byte, opts ...runOpt)
 		}
 		r.event = e
 	}
-	return r
+	return r, nil
 }
 
 // packet runs an IP packet, with the MACs that it would have at that hook.

@@ -159,7 +159,7 @@ func otherReleases(t *testing.T) []otherRelease {
 		return func(o datapath.Options) datapath.Options { return o.WithObject(code) }
 	}
 	return []otherRelease{
-		{"previous", false, object("previous")},
+		{"previous", true, object("previous")},
 		{"otherlayout", true, object("otherlayout")},
 		{"othersizes", true, func(o datapath.Options) datapath.Options {
 			o.Sizes = maps.Sizes{CT: 8192, CTNew: 2048, Fragments: 512, NAT: 8192, NATNew: 2048, IPCache: 1024, Networks: 1024, Events: 1 << 16}

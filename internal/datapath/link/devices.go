@@ -169,7 +169,7 @@ func (w *DeviceWatcher) SetNodeAddrs(addrs []netip.Addr) {
 func (w *DeviceWatcher) Run(ctx context.Context, f func([]table.Device)) error {
 	var last []table.Device
 	groups := []uint{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE}
-	err := watch(ctx, groups, deviceMatters, w.again, func() error {
+	err := watch(ctx, listening{groups, deviceMatters, settleTime, w.again}, func() error {
 		w.mu.Lock()
 		sel := w.sel
 		w.mu.Unlock()

@@ -238,7 +238,8 @@ func (l *Links) WatchRoutes(ctx context.Context, f func()) error {
 		full := m.Data[0] == unix.AF_INET && m.Data[1] == 32 || m.Data[0] == unix.AF_INET6 && m.Data[1] == 128
 		return !full // a pod's
 	}
-	err := watch(ctx, []uint{unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE}, matters, nil, func() error { f(); return nil })
+	to := listening{[]uint{unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE}, matters, settleTime, nil}
+	err := watch(ctx, to, func() error { f(); return nil })
 	if err != nil {
 		return fmt.Errorf("watch routes: %w", err)
 	}

@@ -24,11 +24,19 @@ const (
 	listenBuffer = 1 << 20
 )
 
+// listening says what a watch listens to.
+type listening struct {
+	groups  []uint // of rtnetlink
+	matters func(syscall.NetlinkMessage) bool
+	settle  time.Duration   // waits for notifications that come together
+	again   <-chan struct{} // asks for a look; may be nil
+}
+
 // watch calls look once at the start, after every change that matters, and
 // once in a while, until ctx ends. Notifications only say that something
 // changed; look reads what. So a lost one costs nothing but one more look.
-func watch(ctx context.Context, groups []uint, matters func(syscall.NetlinkMessage) bool, again <-chan struct{}, look func() error) error {
-	s, err := nl.Subscribe(unix.NETLINK_ROUTE, groups...)
+func watch(ctx context.Context, l listening, look func() error) error {
+	s, err := nl.Subscribe(unix.NETLINK_ROUTE, l.groups...)
 	if err != nil {
 		return fmt.Errorf("subscribe to kernel notifications: %w", err)
 	}
@@ -42,7 +50,7 @@ func watch(ctx context.Context, groups []uint, matters func(syscall.NetlinkMessa
 	failed := make(chan error, 1)
 	stop := context.AfterFunc(ctx, s.Close) // ends Receive
 	defer stop()
-	go func() { failed <- receive(s, matters, changed) }()
+	go func() { failed <- receive(s, l.matters, changed) }()
 
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -58,7 +66,7 @@ func watch(ctx context.Context, groups []uint, matters func(syscall.NetlinkMessa
 			}
 			return fmt.Errorf("kernel notifications: %w", err)
 		case <-changed:
-		case <-again:
+		case <-l.again:
 		case <-timer.C:
 			settling = false
 			if err := look(); err != nil {
@@ -69,7 +77,7 @@ func watch(ctx context.Context, groups []uint, matters func(syscall.NetlinkMessa
 		}
 		if !settling {
 			settling = true
-			timer.Reset(settleTime)
+			timer.Reset(l.settle)
 		}
 	}
 }

@@ -71,6 +71,7 @@ type Overlay struct {
 	IfIndex int        `json:"ifIndex"` // of the tunnel device
 	MTU     int        `json:"mtu"`     // of that device: bytes of the inner packet
 	Local   netip.Addr `json:"local"`   // this node's address in the underlay, source of outer headers
+	Port    uint16     `json:"port"`    // of that device; 0: its packets are looked at like all others when they come in
 	// Strict: pods of nodes that take part are not believed when they come by the
 	// network instead.
 	Strict bool `json:"strict"`
@@ -128,7 +129,10 @@ func perTick(n, def int) uint32 {
 }
 
 // ConfigMap is weft_cfg.
-type ConfigMap struct{ m *ebpf.Map }
+type ConfigMap struct {
+	m    *ebpf.Map
+	ways *WaysMap
+}
 
 // Set puts the configuration into effect at once, for all programs.
 func (c *ConfigMap) Set(cfg Config) error {
@@ -150,6 +154,7 @@ func (c *ConfigMap) Set(cfg Config) error {
 		TunnelLocal:   mapped(cfg.Overlay.Local),
 		TunnelIfindex: uint32(cfg.Overlay.IfIndex),
 		TunnelMtu:     uint32(cfg.Overlay.MTU),
+		TunnelPort:    port(cfg.Overlay.Port),
 		Nat:           cfg.Masquerade.bits(),
 		NatMin:        cfg.Masquerade.PortMin,
 		NatMax:        cfg.Masquerade.PortMax,
@@ -165,7 +170,10 @@ func (c *ConfigMap) Set(cfg Config) error {
 	if cfg.Overlay.Strict {
 		row.TunnelFlags |= flagStrict
 	}
-	return put(c.m, uint32(0), row)
+	if err := put(c.m, uint32(0), row); err != nil {
+		return err
+	}
+	return c.ways.Changed()
 }
 
 // seed returns what the choice of ports starts from: what the map holds, so that
@@ -204,7 +212,7 @@ func (c *ConfigMap) Get() (Config, error) {
 	}
 	cfg.Overlay = Overlay{
 		IfIndex: int(row.TunnelIfindex), MTU: int(row.TunnelMtu), Local: unmapped(row.TunnelLocal),
-		Strict: row.TunnelFlags&flagStrict != 0,
+		Strict: row.TunnelFlags&flagStrict != 0, Port: port(row.TunnelPort),
 	}
 	cfg.BigTCP6 = row.Flags&flagBigTCP6 != 0
 	if row.NodeV4 != 0 {

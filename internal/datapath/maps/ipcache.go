@@ -51,7 +51,10 @@ func (r IPCacheRow) TableRow() []string {
 
 // IPCacheMap is weft_ipc4, weft_ipc6 (full-length prefixes), weft_net4 and
 // weft_net6 (all others).
-type IPCacheMap struct{ exact4, exact6, net4, net6 *ebpf.Map }
+type IPCacheMap struct {
+	exact4, exact6, net4, net6 *ebpf.Map
+	ways                       *WaysMap
+}
 
 func (m *IPCacheMap) find(p netip.Prefix) (*ebpf.Map, any, error) {
 	if !p.IsValid() || p.Addr().Is4In6() {
@@ -83,7 +86,7 @@ func (m *IPCacheMap) Upsert(r IPCacheRow) error {
 	if err := put(mm, k, v); err != nil {
 		return fmt.Errorf("ipcache %s: %w", r.Prefix, err)
 	}
-	return nil
+	return m.ways.Changed()
 }
 
 // Delete removes one row. Deleting what is not there is no error.
@@ -95,7 +98,7 @@ func (m *IPCacheMap) Delete(p netip.Prefix) error {
 	if err := remove(mm, k); err != nil {
 		return fmt.Errorf("ipcache %s: %w", p, err)
 	}
-	return nil
+	return m.ways.Changed()
 }
 
 func ipcacheRow(p netip.Prefix, v object.DatapathWeftIpcache) IPCacheRow {

@@ -25,6 +25,7 @@ type Set struct {
 	CT        *CTMap
 	NAT       *NATMap
 	Metrics   *MetricsMap
+	Ways      *WaysMap
 
 	raw map[string]*ebpf.Map
 }
@@ -36,12 +37,14 @@ func NewSet(raw map[string]*ebpf.Map) (*Set, error) {
 			return nil, fmt.Errorf("map %s: missing", n)
 		}
 	}
+	ways := &WaysMap{m: raw[object.DatapathMapWeftWays]}
 	return &Set{
-		Config:    &ConfigMap{m: raw[object.DatapathMapWeftCfg]},
+		Config:    &ConfigMap{m: raw[object.DatapathMapWeftCfg], ways: ways},
 		Endpoints: &EndpointMap{rows: raw[object.DatapathMapWeftEp], devices: raw[object.DatapathMapWeftDev]},
 		IPCache: &IPCacheMap{
 			exact4: raw[object.DatapathMapWeftIpc4], exact6: raw[object.DatapathMapWeftIpc6],
 			net4: raw[object.DatapathMapWeftNet4], net6: raw[object.DatapathMapWeftNet6],
+			ways: ways,
 		},
 		CT: &CTMap{
 			answered4: raw[object.DatapathMapWeftCt4], answered6: raw[object.DatapathMapWeftCt6],
@@ -54,6 +57,7 @@ func NewSet(raw map[string]*ebpf.Map) (*Set, error) {
 			exclude4: raw[object.DatapathMapWeftNomasq4], exclude6: raw[object.DatapathMapWeftNomasq6],
 		},
 		Metrics: &MetricsMap{m: raw[object.DatapathMapWeftMetrics]},
+		Ways:    ways,
 		raw:     raw,
 	}, nil
 }
@@ -69,7 +73,7 @@ func Names() []string {
 		object.DatapathMapWeftNatdev, object.DatapathMapWeftNatip, object.DatapathMapWeftNatn4,
 		object.DatapathMapWeftNatn6, object.DatapathMapWeftNet4, object.DatapathMapWeftNet6,
 		object.DatapathMapWeftNomasq4, object.DatapathMapWeftNomasq6,
-		object.DatapathMapWeftRate,
+		object.DatapathMapWeftRate, object.DatapathMapWeftWays,
 	}
 }
 

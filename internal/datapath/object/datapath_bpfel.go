@@ -37,7 +37,8 @@ type DatapathWeftConfig struct {
 	TunnelIfindex uint32
 	TunnelMtu     uint32
 	TunnelFlags   uint32
-	TunnelSpare   uint32
+	TunnelPort    uint16
+	TunnelSpare   uint16
 	Nat           uint32
 	NatSeed       uint32
 	NatHold       uint32
@@ -60,6 +61,17 @@ type DatapathWeftCt struct {
 	SrcEndpoint   uint16
 	DstEndpoint   uint16
 	Nat           uint32
+	Hop           struct {
+		_       structs.HostLayout
+		Stamp   uint32
+		Check   uint32
+		Flow    uint32
+		Ifindex uint32
+		Mtu     uint16
+		Family  uint8
+		Pad     uint8
+		To      DatapathV6addr
+	}
 }
 
 type DatapathWeftCt4Key struct {
@@ -227,43 +239,51 @@ type DatapathWeftSpent struct {
 	Icmp   uint32
 }
 
+type DatapathWeftWays struct {
+	_          structs.HostLayout
+	Generation uint32
+	Spare      uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	DatapathMapWeftCfg      = "weft_cfg"
-	DatapathMapWeftCt4      = "weft_ct4"
-	DatapathMapWeftCt6      = "weft_ct6"
-	DatapathMapWeftCtn4     = "weft_ctn4"
-	DatapathMapWeftCtn6     = "weft_ctn6"
-	DatapathMapWeftDev      = "weft_dev"
-	DatapathMapWeftEp       = "weft_ep"
-	DatapathMapWeftEvents   = "weft_events"
-	DatapathMapWeftFrag4    = "weft_frag4"
-	DatapathMapWeftFrag6    = "weft_frag6"
-	DatapathMapWeftIpc4     = "weft_ipc4"
-	DatapathMapWeftIpc6     = "weft_ipc6"
-	DatapathMapWeftMetrics  = "weft_metrics"
-	DatapathMapWeftNat4     = "weft_nat4"
-	DatapathMapWeftNat6     = "weft_nat6"
-	DatapathMapWeftNatdev   = "weft_natdev"
-	DatapathMapWeftNatip    = "weft_natip"
-	DatapathMapWeftNatn4    = "weft_natn4"
-	DatapathMapWeftNatn6    = "weft_natn6"
-	DatapathMapWeftNet4     = "weft_net4"
-	DatapathMapWeftNet6     = "weft_net6"
-	DatapathMapWeftNomasq4  = "weft_nomasq4"
-	DatapathMapWeftNomasq6  = "weft_nomasq6"
-	DatapathMapWeftRate     = "weft_rate"
-	DatapathProgFromNet     = "from_net"
-	DatapathProgFromOverlay = "from_overlay"
-	DatapathProgFromPod     = "from_pod"
-	DatapathProgToNet       = "to_net"
-	DatapathProgToOverlay   = "to_overlay"
-	DatapathProgToPod       = "to_pod"
-	DatapathVarEnableIpv4   = "enable_ipv4"
-	DatapathVarEnableIpv6   = "enable_ipv6"
-	DatapathVarFibFlags     = "fib_flags"
+	DatapathMapWeftCfg       = "weft_cfg"
+	DatapathMapWeftCt4       = "weft_ct4"
+	DatapathMapWeftCt6       = "weft_ct6"
+	DatapathMapWeftCtn4      = "weft_ctn4"
+	DatapathMapWeftCtn6      = "weft_ctn6"
+	DatapathMapWeftDev       = "weft_dev"
+	DatapathMapWeftEp        = "weft_ep"
+	DatapathMapWeftEvents    = "weft_events"
+	DatapathMapWeftFrag4     = "weft_frag4"
+	DatapathMapWeftFrag6     = "weft_frag6"
+	DatapathMapWeftIpc4      = "weft_ipc4"
+	DatapathMapWeftIpc6      = "weft_ipc6"
+	DatapathMapWeftMetrics   = "weft_metrics"
+	DatapathMapWeftNat4      = "weft_nat4"
+	DatapathMapWeftNat6      = "weft_nat6"
+	DatapathMapWeftNatdev    = "weft_natdev"
+	DatapathMapWeftNatip     = "weft_natip"
+	DatapathMapWeftNatn4     = "weft_natn4"
+	DatapathMapWeftNatn6     = "weft_natn6"
+	DatapathMapWeftNet4      = "weft_net4"
+	DatapathMapWeftNet6      = "weft_net6"
+	DatapathMapWeftNomasq4   = "weft_nomasq4"
+	DatapathMapWeftNomasq6   = "weft_nomasq6"
+	DatapathMapWeftRate      = "weft_rate"
+	DatapathMapWeftWays      = "weft_ways"
+	DatapathProgFromNet      = "from_net"
+	DatapathProgFromOverlay  = "from_overlay"
+	DatapathProgFromPod      = "from_pod"
+	DatapathProgToNet        = "to_net"
+	DatapathProgToOverlay    = "to_overlay"
+	DatapathProgToPod        = "to_pod"
+	DatapathVarEnableExpress = "enable_express"
+	DatapathVarEnableIpv4    = "enable_ipv4"
+	DatapathVarEnableIpv6    = "enable_ipv6"
+	DatapathVarFibFlags      = "fib_flags"
 )
 
 // LoadDatapath returns the embedded CollectionSpec for Datapath.
@@ -344,15 +364,17 @@ type DatapathMapSpecs struct {
 	WeftNomasq4 *ebpf.MapSpec `ebpf:"weft_nomasq4"`
 	WeftNomasq6 *ebpf.MapSpec `ebpf:"weft_nomasq6"`
 	WeftRate    *ebpf.MapSpec `ebpf:"weft_rate"`
+	WeftWays    *ebpf.MapSpec `ebpf:"weft_ways"`
 }
 
 // DatapathVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DatapathVariableSpecs struct {
-	EnableIpv4 *ebpf.VariableSpec `ebpf:"enable_ipv4"`
-	EnableIpv6 *ebpf.VariableSpec `ebpf:"enable_ipv6"`
-	FibFlags   *ebpf.VariableSpec `ebpf:"fib_flags"`
+	EnableExpress *ebpf.VariableSpec `ebpf:"enable_express"`
+	EnableIpv4    *ebpf.VariableSpec `ebpf:"enable_ipv4"`
+	EnableIpv6    *ebpf.VariableSpec `ebpf:"enable_ipv6"`
+	FibFlags      *ebpf.VariableSpec `ebpf:"fib_flags"`
 }
 
 // DatapathObjects contains all objects after they have been loaded into the kernel.
@@ -399,6 +421,7 @@ type DatapathMaps struct {
 	WeftNomasq4 *ebpf.Map `ebpf:"weft_nomasq4"`
 	WeftNomasq6 *ebpf.Map `ebpf:"weft_nomasq6"`
 	WeftRate    *ebpf.Map `ebpf:"weft_rate"`
+	WeftWays    *ebpf.Map `ebpf:"weft_ways"`
 }
 
 func (m *DatapathMaps) Close() error {
@@ -427,6 +450,7 @@ func (m *DatapathMaps) Close() error {
 		m.WeftNomasq4,
 		m.WeftNomasq6,
 		m.WeftRate,
+		m.WeftWays,
 	)
 }
 
@@ -434,9 +458,10 @@ func (m *DatapathMaps) Close() error {
 //
 // It can be passed to LoadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DatapathVariables struct {
-	EnableIpv4 *ebpf.Variable `ebpf:"enable_ipv4"`
-	EnableIpv6 *ebpf.Variable `ebpf:"enable_ipv6"`
-	FibFlags   *ebpf.Variable `ebpf:"fib_flags"`
+	EnableExpress *ebpf.Variable `ebpf:"enable_express"`
+	EnableIpv4    *ebpf.Variable `ebpf:"enable_ipv4"`
+	EnableIpv6    *ebpf.Variable `ebpf:"enable_ipv6"`
+	FibFlags      *ebpf.Variable `ebpf:"fib_flags"`
 }
 
 // DatapathPrograms contains all programs after they have been loaded into the kernel.

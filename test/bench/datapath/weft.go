@@ -95,7 +95,7 @@ func (w *weftNode) joinOverlay(other *node) error {
 		if err := w.d.SyncOverlay(&datapath.Device{Name: link.TunnelDevice, Index: index}); err != nil {
 			return err
 		}
-		cfg.Overlay = maps.Overlay{IfIndex: index, MTU: t.MTU, Local: w.addr, Strict: true}
+		cfg.Overlay = maps.Overlay{IfIndex: index, MTU: t.MTU, Local: w.addr, Port: tunnelPort, Strict: true}
 		return errors.Join(w.links.TunnelUp(index, t), w.d.SetConfig(cfg))
 	})
 	if err != nil {
