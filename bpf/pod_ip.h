@@ -37,8 +37,11 @@ static __always_inline int F(forward)(struct __sk_buff *skb, struct F(judge) *j,
 {
 	const struct weft_endpoint *to;
 
-	if (!j->s.to.endpoint)
+	if (!j->s.to.endpoint) {
+		if (hop && j->k.p.ttl > 1 && F(hop_holds)(hop, &j->k) && wire_len(skb, &j->k.p) <= hop->mtu)
+			return F(send_by)(skb, &j->k, hop, r);
 		return F(send)(skb, &j->k, r, hop);
+	}
 	to = endpoint(j->s.to.endpoint);
 	if (!to || !F(owns)(to, &j->k.daddr))
 		return DROP_NO_ENDPOINT;
@@ -54,6 +57,8 @@ static __always_inline int F(from_pod_new)(struct __sk_buff *skb, struct F(judge
 	bool tunnel = F(by_tunnel)(cfg, who); /* also of nodes: the network between may not know pods */
 	bool pod = kind == KIND_LOCAL_POD || kind == KIND_REMOTE_POD || tunnel;
 	const struct weft_endpoint *row;
+	struct weft_hop *hop = 0;
+	struct weft_ct *ct;
 	bool stack;
 
 	j->s.to.identity = F(identity_of)(who);
@@ -73,7 +78,15 @@ static __always_inline int F(from_pod_new)(struct __sk_buff *skb, struct F(judge
 	stack = !pod || !may_open_fast(&j->k.p) || (!j->s.to.endpoint && !tunnel && !F(leaves_by_net)(skb, &j->k));
 	r->is_new = true;
 	F(ct_new)(&j->f, &j->k, &j->s, HOOK_FROM_POD, stack);
-	return stack ? VERDICT_STACK : F(forward)(skb, j, r, 0);
+	if (stack)
+		return VERDICT_STACK;
+	/* More will follow, and need not ask for the way again. */
+	ct = j->k.p.proto == IPPROTO_TCP ? bpf_map_lookup_elem(&F(weft_ctn), &j->f.key) : 0;
+	if (ct) {
+		hop = &ct->hop;
+		__asm__ __volatile__("" : "+r"(hop)); /* clang would add before it has looked, which the verifier does not take */
+	}
+	return F(forward)(skb, j, r, hop);
 }
 
 /* Everything but ND: the source must be the pod's own address. */
@@ -115,7 +128,7 @@ static __always_inline int F(judge_from_pod)(struct __sk_buff *skb, struct F(jud
 	/* The entry must be about this pod, not only contain its address. */
 	if (j->f.ct && j->s.from.endpoint == id) {
 		stack = j->f.ct->flags & CT_STACK;
-		hop = j->f.main ? &j->f.ct->hop : 0; /* another entry goes away when it is moved */
+		hop = &j->f.ct->hop; /* of an entry that is moved, the copy has it too */
 		F(note_sides)(r, j);
 		F(ct_touch)(&j->f, &j->k, cfg, now, HOOK_FROM_POD, false);
 		return stack ? VERDICT_STACK : F(forward)(skb, j, r, hop);

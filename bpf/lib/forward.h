@@ -225,3 +225,31 @@ __noinline int F(send)(struct __sk_buff *skb, const struct F(pkt) *k, struct rep
 	r->out_ifindex = fib.ifindex;
 	return F(to_neighbour)(&fib);
 }
+
+/*
+ * Sends a packet to where one of its connection went before; it fits there.
+ * Static: the kernel must know that hop is part of a map.
+ */
+static __noinline int F(send_by)(struct __sk_buff *skb, const struct F(pkt) *k, const struct weft_hop *hop,
+				 struct report *r)
+{
+	const struct weft_config *cfg = config();
+	struct bpf_redir_neigh nh = {};
+	__u32 ifindex = hop->ifindex;
+	struct v6addr to = hop->to;
+	long rc;
+
+	nh.nh_family = hop->family;
+	if (!cfg || F(decrement_ttl)(skb, k))
+		return DROP_REDIRECT_FAILED;
+	skb->mark = MARK_FAST;
+	r->out_ifindex = ifindex;
+	if (!nh.nh_family) {
+		if (set_tunnel(skb, cfg, &to, r->src_identity, F(dscp)(k->flow)))
+			return DROP_REDIRECT_FAILED;
+		return bpf_redirect(ifindex, 0) == TC_ACT_REDIRECT ? VERDICT_TUNNEL : DROP_REDIRECT_FAILED;
+	}
+	__builtin_memcpy(nh.ipv6_nh, &to, 16);
+	rc = bpf_redirect_neigh(ifindex, &nh, sizeof(nh), 0);
+	return rc == TC_ACT_REDIRECT ? VERDICT_NEIGH : DROP_REDIRECT_FAILED;
+}

@@ -46,6 +46,13 @@ static __always_inline __u32 F(hop_check)(const addr_t *src, const addr_t *dst)
 #endif
 }
 
+/* Is what is remembered still so, and about this packet? */
+static __always_inline bool F(hop_holds)(const struct weft_hop *hop, const struct F(pkt) *k)
+{
+	return !k->p.error && hop->check == F(hop_check)(&k->saddr, &k->daddr) && hop->flow == F(hop_flow)(k->flow) &&
+	       hop->stamp == hop_stamp(now_tick());
+}
+
 /* Remembers where a packet goes. hop may be 0. Readers look at the stamp before and after. */
 static __always_inline void F(hop_learn)(struct weft_hop *hop, const struct F(pkt) *k, __u32 ifindex, __u32 mtu,
 					 __u8 family, const void *to)

@@ -69,6 +69,17 @@ func (e entries) withoutHops() entries {
 	return out
 }
 
+// forgetful returns the entries without what they remember: the routing table is asked.
+func (e entries) forgetful() entries {
+	out := e.withoutHops()
+	for name, rows := range out {
+		for key, value := range rows {
+			out[name][key] = append(slices.Clip(value), make([]byte, len(e[name][key])-hopAt)...)
+		}
+	}
+	return out
+}
+
 // lane is a place where packets of a known connection pass.
 type lane struct {
 	hook     reason.Hook
@@ -206,12 +217,12 @@ func (n *node) setTrace(level weftmaps.TraceLevel) {
 func (n *node) both(l lane, data []byte, opt runOpt, known entries) (express, general outcome, ok bool) {
 	n.t.Helper()
 	for _, o := range []*outcome{&express, &general} {
-		level := weftmaps.TraceNone
+		level, before := weftmaps.TraceNone, known
 		if o == &general {
-			level = weftmaps.TraceAll
+			level, before = weftmaps.TraceAll, known.forgetful()
 		}
 		n.setTrace(level)
-		n.restore(known)
+		n.restore(before)
 		var err error
 		if o.result, err = n.tryRun(l.hook, l.dev, data, opt); err != nil {
 			return express, general, false
