@@ -318,8 +318,8 @@ func TestDefaultMemory(t *testing.T) {
 	for _, r := range rows {
 		sum += r.Bytes
 	}
-	if mib := float64(sum) / (1 << 20); mib < 60 || mib > 70 {
-		t.Errorf("all maps take %.1f MiB, want about 65", mib)
+	if mib := float64(sum) / (1 << 20); mib < 71 || mib > 81 {
+		t.Errorf("all maps take %.1f MiB, want about 76", mib)
 	}
 }
 

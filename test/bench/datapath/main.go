@@ -74,7 +74,7 @@ func main() {
 	flag.IntVar(&o.turns, "turns", 5, "times in each round that each variant carries any other load")
 	flag.DurationVar(&o.slice, "slice", 100*time.Millisecond, "duration of any other load")
 	flag.StringVar(&o.with, "with", "", "file with figures of another benchmark, to be written beside these")
-	flag.StringVar(&o.watch, "watch", "", "VARIANT rr or VARIANT crr: measure nothing, but keep up this load over 16 connections for 10 s, to be looked at with perf")
+	flag.StringVar(&o.watch, "watch", "", "VARIANT and stream, rr or crr: measure nothing, but keep up this load, the latter two over 16 connections, for 10 s, to be looked at with perf")
 	flag.Parse()
 	var err error
 	if os.Getenv(childEnv) == "" {
@@ -163,12 +163,27 @@ func (b *bench) underLoad(what string, d time.Duration) error {
 	name, load, _ := strings.Cut(what, " ")
 	kind, ok := map[string]func(*variant) client{"rr": requestResponse, "crr": connectRequestResponse}[load]
 	i := slices.IndexFunc(b.variants, func(v *variant) bool { return v.name == name })
+	if i >= 0 && load == "stream" {
+		return b.streaming(b.variants[i], d)
+	}
 	if !ok || i < 0 {
-		return fmt.Errorf("-watch %q: want a variant and rr or crr", what)
+		return fmt.Errorf("-watch %q: want a variant and stream, rr or crr", what)
 	}
 	r, err := transactions(b.variants[i], 16, d, b.cpu, kind)
 	fmt.Printf("%s: %.0f a second, %.1f us of processor time for each\n", what, r.rate, r.cpu*1e6)
 	return err
+}
+
+// streaming keeps one variant busy with a stream.
+func (b *bench) streaming(v *variant, d time.Duration) error {
+	for start := time.Now(); time.Since(start) < d; {
+		r, err := b.streams[v].measure(1)
+		if err != nil {
+			return err
+		}
+		fmt.Printf("%s: %.1f Gbit/s, %.0f us of processor time for a MiB\n", v.name, r.rate/1e9, r.cpu*1e6*8*(1<<20))
+	}
+	return nil
 }
 
 // setTCP makes both ends behave alike everywhere. The client closes first: its
