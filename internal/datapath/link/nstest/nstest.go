@@ -33,7 +33,11 @@ func Main(run func() int) int {
 		// The main thread must not be one that a test switches: it cannot end,
 		// and what is read through /proc/self is what it sees.
 		runtime.LockOSThread()
-		if err := prepare(); err != nil {
+		err := mainThread()
+		if err == nil {
+			err = prepare()
+		}
+		if err != nil {
 			fmt.Fprintln(os.Stderr, "nstest:", err)
 			return 1
 		}
@@ -52,6 +56,16 @@ func Main(run func() int) int {
 		return 1
 	}
 	return 0
+}
+
+// mainThread begins the process anew, in its namespaces, if the scheduler has
+// moved the caller's goroutine away from the main thread already: a machine that
+// is slow or busy has it do so before anything can be locked.
+func mainThread() error {
+	if unix.Gettid() == os.Getpid() {
+		return nil
+	}
+	return fmt.Errorf("execute itself again: %w", unix.Exec("/proc/self/exe", os.Args, os.Environ()))
 }
 
 func prepare() error {
