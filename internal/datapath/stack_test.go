@@ -3,9 +3,11 @@
 package datapath_test
 
 import (
+	"bytes"
 	"fmt"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 
 	"github.com/weft-net/weft/internal/datapath/object"
@@ -46,11 +48,23 @@ func frames(insns asm.Instructions) (use map[string]int, calls map[string][]stri
 // 512 bytes, of which before Linux 6.8 each took a multiple of 32
 // (check_max_stack_depth in kernel/bpf/verifier.c).
 func TestStackFitsOldKernels(t *testing.T) {
-	const limit, unit = 512, 32
-	spec, err := object.LoadDatapath()
+	now, err := object.LoadDatapath()
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Run("now", func(t *testing.T) { stackFits(t, now) })
+	// Upgrades from and to these are tested on the oldest kernel, too.
+	for _, name := range []string{"previous", "otherlayout"} {
+		other, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(release(t, name)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Run(name, func(t *testing.T) { stackFits(t, other) })
+	}
+}
+
+func stackFits(t *testing.T, spec *ebpf.CollectionSpec) {
+	const limit, unit = 512, 32
 	for name, p := range spec.Programs {
 		use, calls := frames(p.Instructions)
 		var deepest func(fn string) (int, string)
