@@ -11,6 +11,7 @@ import (
 
 	"github.com/weft-net/weft/internal/datapath"
 	"github.com/weft-net/weft/internal/datapath/kerneltest"
+	"github.com/weft-net/weft/internal/datapath/reason"
 )
 
 // needTCX is for tests about tcx.
@@ -50,12 +51,16 @@ func filtered(t *testing.T, l netlink.Link, parent uint32) []ebpf.ProgramID {
 	return ids
 }
 
-// running is attached at the ingress of a device of the node, by whichever of
-// the two its programs are attached.
-func running(t *testing.T, l netlink.Link) []ebpf.ProgramID {
+// running is attached at a hook of a device of the node, by whichever of the two
+// its programs are attached.
+func running(t *testing.T, l netlink.Link, h reason.Hook) []ebpf.ProgramID {
 	t.Helper()
-	if datapath.HaveTCX() == nil {
-		return attached(t, l.Attrs().Index, ebpf.AttachTCXIngress)
+	at, parent := ebpf.AttachTCXIngress, uint32(netlink.HANDLE_MIN_INGRESS)
+	if h == reason.ToNet || h == reason.ToOverlay {
+		at, parent = ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS
 	}
-	return filtered(t, l, netlink.HANDLE_MIN_INGRESS)
+	if datapath.HaveTCX() == nil {
+		return attached(t, l.Attrs().Index, at)
+	}
+	return filtered(t, l, parent)
 }

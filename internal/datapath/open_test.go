@@ -49,13 +49,13 @@ func TestReopenKeepsState(t *testing.T) {
 	if err := first.SetConfig(maps.Config{Trace: maps.TraceAll}); err != nil {
 		t.Fatal(err)
 	}
-	old, oldEth := filtered(t, pod, netlink.HANDLE_MIN_INGRESS), running(t, eth)
+	old, oldEth := filtered(t, pod, netlink.HANDLE_MIN_INGRESS), running(t, eth, reason.FromNet)
 
 	second := open(t, o)
 	if now := filtered(t, pod, netlink.HANDLE_MIN_INGRESS); len(old) != 1 || len(now) != 1 || now[0] == old[0] {
 		t.Errorf("programs at the pod before %v, after %v: want one, another", old, now)
 	}
-	if now := running(t, eth); len(oldEth) != 1 || len(now) != 1 || now[0] == oldEth[0] {
+	if now := running(t, eth, reason.FromNet); len(oldEth) != 1 || len(now) != 1 || now[0] == oldEth[0] {
 		t.Errorf("programs at the device before %v, after %v: want one, another", oldEth, now)
 	}
 	rows, err := second.Maps().IPCache.List()
@@ -74,7 +74,7 @@ func TestReopenKeepsState(t *testing.T) {
 	if err := second.SyncDevices(nil); err != nil {
 		t.Fatal(err)
 	}
-	if now := running(t, eth); len(now) != 0 {
+	if now := running(t, eth, reason.FromNet); len(now) != 0 {
 		t.Errorf("from_net still attached to a device that was given up: %v", now)
 	}
 }

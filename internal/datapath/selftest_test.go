@@ -31,9 +31,9 @@ func stateOf(t *testing.T, m *machine) state {
 	t.Helper()
 	s := state{programs: map[string]ebpf.ProgramID{}, maps: map[string]ebpf.MapID{}}
 	m.in(t, func() {
-		eth := link(t, "eth0").Attrs().Index
-		for name, at := range map[string]ebpf.AttachType{"in": ebpf.AttachTCXIngress, "out": ebpf.AttachTCXEgress} {
-			for _, id := range attached(t, eth, at) {
+		eth := link(t, "eth0")
+		for name, hook := range map[string]reason.Hook{"in": reason.FromNet, "out": reason.ToNet} {
+			for _, id := range running(t, eth, hook) {
 				s.programs["eth0 "+name] = id
 			}
 		}
@@ -125,7 +125,7 @@ func TestFailedSelfTestSwitchesNothing(t *testing.T) {
 	refused(t, m, returns(reason.ToNet, -1), "self-test: to_net, IPv4: ", "left from 198.51.100.10 port 4003, must leave from 203.0.113.1")
 	refused(t, m, datapath.Options{}.WithPatch(func(s *ebpf.CollectionSpec) {
 		s.Programs["to_net"].Instructions = asm.Instructions{asm.Return()} // of what is in no register
-	}), "the kernel refused a program", "to_net")
+	}), "the kernel refused a program", "older than "+datapath.MinimumKernel, "to_net")
 	c.wantUntouched(m, before)
 	talk.end()
 	c.noDrops()
@@ -143,7 +143,7 @@ func TestSwapTakenBack(t *testing.T) {
 	talk.start(m.pods[0].space, m.pods[1].space, m.pods[1].addr, 8082)
 	before := stateOf(t, m)
 	code := release(t, "otherlayout")
-	for at := range len(steps) + 1 {
+	for at := range len(steps()) + 1 {
 		n, refusal := 0, errors.New("out of luck")
 		o := datapath.Options{}.WithObject(code).Untested().WithFault(func(string) error {
 			if n++; n == at+1 {
@@ -152,7 +152,7 @@ func TestSwapTakenBack(t *testing.T) {
 			return nil
 		})
 		want := []string{"out of luck"}
-		if at > 0 && at < len(steps) {
+		if at > 0 && at < len(steps()) {
 			want = append(want, "the old programs are back in place")
 		}
 		refused(t, m, o, want...)
