@@ -53,8 +53,9 @@ func newInitrd(ctx context.Context, im image, tests []string, plan []byte) (*ini
 	for _, t := range tests {
 		r.files["/tests/"+filepath.Base(t)] = t
 	}
-	// Some tests compare Go with C and with what is documented.
-	for _, dir := range []string{"bpf", "docs"} {
+	// Some tests compare Go with C and with what is documented, or read programs
+	// of other releases.
+	for _, dir := range []string{"bpf", "docs", "internal/datapath/testdata"} {
 		if err := r.addTree(dir, "/src/"+dir); err != nil {
 			return nil, err
 		}

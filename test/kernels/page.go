@@ -35,7 +35,7 @@ func aspects() []aspect {
 	return []aspect{
 		row("load: probes, maps, programs, families, sizes", `datapath(/maps \S+| Test(OpenRefuses|StackFitsOldKernels|FamilyOff\w*|ReadEvents|\w*Memory))$`),
 		row("attach: beside programs of others, given up, verified", `datapath Test(BetweenFilters|PriorityTaken|MoveToTCX|GivenUpMeanwhile|OthersFilters|Verify\w*|DeviceReplaced|UnloadLeavesNothing|UnhookedDevice)$`),
-		row("upgrade: other programs and maps, nothing lost", `datapath Test(Reopen\w*|ResizeCarriesOver|ForeignLayoutReplaced|GrownValuesKept|RestartKeepsTranslations)$`),
+		row("upgrade: other programs and maps, nothing lost", `datapath Test(Upgrade\w*|HalfSwapped|CarriedOverTwice|DeviceGoesDuringSwap|SwapTakenBack|SelfTestOnce|FailedSelfTest\w*|LayoutComparedByMembers|NoMigrationSaysWhy|SpareMembersShareMaps|Reopen\w*|ResizeCarriesOver|ForeignLayoutReplaced|GrownValuesKept|RestartKeepsTranslations)$`),
 		row("forward by VXLAN", `datapath Test(Overlay\w*|ToOverlay)$`),
 		row("masquerade", `datapath Test(\w*Masquerad\w*|\w*Translation\w*|PortsExhausted|HostHoldsPort|Unmasquerable|NoChecksum|HostAndPodSamePort)$`),
 		row("forward natively: hosts, pods, services of kube-proxy, MTU", `datapath Test(PodsTalk|HostAndPods|ServiceOneWay|DirectAndService|PathMTU\w*|StackFragments|PriorityTagged|Matrix)$`),
