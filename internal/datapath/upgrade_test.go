@@ -169,13 +169,8 @@ func otherReleases(t *testing.T) []otherRelease {
 		code := release(t, name)
 		return func(o datapath.Options) datapath.Options { return o.WithObject(code) }
 	}
-<<<<<<< HEAD
-	return []otherRelease{
-		{"previous", true, object("previous")},
-=======
 	out := []otherRelease{
-		{"previous", false, object("previous")},
->>>>>>> cc301b6 (tests: upgrades on kernels without tcx, and with fewer turns on processors that are emulated)
+		{"previous", true, object("previous")},
 		{"otherlayout", true, object("otherlayout")},
 	}
 	if testing.Short() { // an emulated processor needs minutes for each
