@@ -41,7 +41,7 @@ func (p plant) there(t *testing.T) bool {
 }
 
 // counters hold no state that an agent could put right.
-var counters = []string{"weft_metrics", "weft_rate", "weft_events"}
+var counters = []string{"weft_metrics", "weft_rate", "weft_events", "weft_ways"}
 
 // plantGarbage overwrites some entries of each pinned map with noise and adds others.
 func plantGarbage(t *testing.T, root string, r *rand.Rand) []plant {
