@@ -11,8 +11,7 @@
 #ifndef EXPRESS_COMMON
 #define EXPRESS_COMMON
 #define LANE_NO (-100) /* no action of tc */
-#define CT_FIN (CT_FIN_OPENER | CT_FIN_ANSWER)
-#define LANE_FLAGS (CT_STACK | CT_ANSWERED | CT_RST | CT_FIN)
+#define LANE_FLAGS (CT_STACK | CT_ANSWERED | CT_RST)
 
 /* One side of an entry, as the packet sees it. */
 struct lane_side {
@@ -41,6 +40,7 @@ struct F(lane) {
 	__u16 dport;
 	__u8 proto;
 	bool hi;
+	bool fin;
 };
 
 /* Is the network header the plain one? *total is what it says of the packet's length. */
@@ -76,6 +76,7 @@ static __always_inline bool F(lane_read)(struct __sk_buff *skb, struct F(lane) *
 	if (data + ETH_LEN + HDR_LEN + 8 > end || gso == 0xffff)
 		return false;
 	l->len = skb->len - ETH_LEN;
+	l->fin = false;
 	if (!F(lane_net)(data + ETH_LEN, l, gso, &total))
 		return false;
 	total -= HDR_LEN;
@@ -83,8 +84,9 @@ static __always_inline bool F(lane_read)(struct __sk_buff *skb, struct F(lane) *
 		if (data + ETH_LEN + HDR_LEN + 20 > end)
 			return false;
 		l4_len = (h[12] >> 4) * 4;
-		if (l4_len < 20 || l4_len > total || (h[13] & (TCP_FIN | TCP_SYN | TCP_RST)))
+		if (l4_len < 20 || l4_len > total || (h[13] & (TCP_SYN | TCP_RST)))
 			return false;
+		l->fin = h[13] & TCP_FIN;
 	} else if (l->proto == IPPROTO_UDP) {
 		__u32 len = bpf_ntohs(*(__u16 *)(h + 4));
 
@@ -109,12 +111,20 @@ static __always_inline struct weft_ct *F(lane_find)(struct F(lane) *l, __u32 now
 	return ct && (ct->flags & LANE_FLAGS) == CT_ANSWERED && !expired(ct->expires, now) ? ct : 0;
 }
 
-/* It goes on. */
+/* As ct_touch. */
 static __always_inline void F(lane_touch)(const struct F(lane) *l, struct weft_ct *ct, const struct weft_config *cfg,
 					  __u32 now)
 {
-	__u32 expires = now + (l->proto == IPPROTO_TCP ? cfg->established : cfg->answered);
+	__u32 flags = ct->flags, expires = now + cfg->answered, fin;
 
+	if (l->fin) {
+		fin = !!(flags & CT_OPENER_HI) == l->hi ? CT_FIN_OPENER : CT_FIN_ANSWER;
+		if (!(flags & fin))
+			__sync_fetch_and_or(&ct->flags, fin);
+		flags |= fin;
+	}
+	if (l->proto == IPPROTO_TCP)
+		expires = now + (CT_CLOSING(flags) ? cfg->closing : cfg->established);
 	if (ct->expires != expires) /* the line is shared by all CPUs */
 		ct->expires = expires;
 }
