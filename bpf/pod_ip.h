@@ -75,16 +75,21 @@ static __always_inline int F(from_pod_new)(struct __sk_buff *skb, struct F(judge
 		j->s.to.generation = row->generation;
 	}
 	/* In mid-stream only the stack is right for both: see docs/datapath.md. */
-	stack = !pod || !may_open_fast(&j->k.p) || (!j->s.to.endpoint && !tunnel && !F(leaves_by_net)(skb, &j->k));
+	stack = !pod || !may_open_fast(&j->k.p);
 	r->is_new = true;
 	F(ct_new)(&j->f, &j->k, &j->s, HOOK_FROM_POD, stack);
 	if (stack)
 		return VERDICT_STACK;
-	/* More will follow, and need not ask for the way again. */
-	ct = j->k.p.proto == IPPROTO_TCP ? bpf_map_lookup_elem(&F(weft_ctn), &j->f.key) : 0;
+	/* The entry remembers the way for what follows. */
+	ct = j->s.to.endpoint ? 0 : bpf_map_lookup_elem(&F(weft_ctn), &j->f.key);
 	if (ct) {
 		hop = &ct->hop;
 		__asm__ __volatile__("" : "+r"(hop)); /* clang would add before it has looked, which the verifier does not take */
+	}
+	if (!j->s.to.endpoint && !tunnel && !F(leaves_by_net)(skb, &j->k, hop)) {
+		if (ct)
+			__sync_fetch_and_or(&ct->flags, CT_STACK);
+		return VERDICT_STACK;
 	}
 	return F(forward)(skb, j, r, hop);
 }

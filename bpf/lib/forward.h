@@ -85,19 +85,24 @@ static __always_inline long F(route)(struct __sk_buff *skb, const struct F(pkt) 
 
 /*
  * Would a packet leave through a device whose ingress is ours too? Only then can
- * its connection be fast: elsewhere the stack would see the replies alone.
+ * its connection be fast: elsewhere the stack would see the replies alone. The way
+ * is remembered in hop, which may be 0.
  */
-__noinline int F(leaves_by_net)(struct __sk_buff *skb, const struct F(pkt) *k)
+__noinline int F(leaves_by_net)(struct __sk_buff *skb, const struct F(pkt) *k, struct weft_hop *hop)
 {
 	struct bpf_fib_lookup fib = {};
 	long rc;
 
 	if (!k)
 		return 0;
-	rc = F(route)(skb, k, &fib, 0);
-	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH && rc != BPF_FIB_LKUP_RET_FRAG_NEEDED)
+	rc = F(route)(skb, k, &fib, 1); /* any length fits, and the route's MTU is told */
+	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return 0;
-	return is_net_device(fib.ifindex);
+	if (!is_net_device(fib.ifindex))
+		return 0;
+	if (rc == BPF_FIB_LKUP_RET_SUCCESS)
+		F(hop_learn)(hop, k, fib.ifindex, fib.mtu_result, fib.family, fib.ipv6_dst);
+	return 1;
 }
 
 /* Does it have an address in the overlay, whether it is sent to by it or not? */

@@ -60,7 +60,7 @@ func run(ctx context.Context, args []string) error {
 	to := fs.String("to", "", "address to send to")
 	port := fs.Int("port", 9000, "UDP and TCP port")
 	rate := fs.Int("rate", 1000, "datagrams per second")
-	duration := fs.Duration("duration", 20*time.Second, "how long to send; at most 10m")
+	duration := fs.Duration("duration", 20*time.Second, "how long to send; at most 2h")
 	if err := fs.Parse(args[1:]); err != nil {
 		return err
 	}
@@ -68,8 +68,8 @@ func run(ctx context.Context, args []string) error {
 	case "recv":
 		return receive(ctx, *port)
 	case "send":
-		if *duration <= 0 || *duration > 10*time.Minute || *rate < 1 || *rate > 100000 {
-			return errors.New("send: duration must be in (0, 10m], rate in [1, 100000]")
+		if *duration <= 0 || *duration > 2*time.Hour || *rate < 1 || *rate > 100000 {
+			return errors.New("send: duration must be in (0, 2h], rate in [1, 100000]")
 		}
 		rep, err := send(ctx, *to, *port, *rate, *duration)
 		if err != nil {
