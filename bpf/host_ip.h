@@ -1,14 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* IP of the node's devices, both directions. Included once a family. */
 
-/* Addresses that only this node may use, and that therefore never come in. */
-static __always_inline bool F(ours_alone)(const addr_t *a)
-{
-	const struct weft_ipcache *who = F(who_exactly)(a);
-
-	return who && (who->kind == KIND_LOCAL_POD || who->kind == KIND_HOST);
-}
-
 /* What is not for a pod of ours, or cannot be read, is the stack's. */
 static __always_inline int F(not_for_pods)(const struct F(pkt) *k)
 {
@@ -277,7 +269,7 @@ static __noinline int F(to_net_ip)(struct __sk_buff *skb)
 
 static __always_inline int F(from_net_any)(struct __sk_buff *skb)
 {
-	int action = enable_express ? F(express_from_net)(skb) : LANE_NO;
+	int action = F(express_from_net)(skb);
 
 	return action == LANE_NO ? F(from_net_ip)(skb) : action;
 }

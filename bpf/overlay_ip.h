@@ -192,7 +192,7 @@ static __noinline int F(to_overlay_ip)(struct __sk_buff *skb)
 
 static __always_inline int F(from_overlay_any)(struct __sk_buff *skb, const struct v6addr *node, __u32 identity)
 {
-	int action = enable_express ? F(express_from_overlay)(skb, node) : LANE_NO;
+	int action = F(express_from_overlay)(skb, node);
 
 	return action == LANE_NO ? F(from_overlay_ip)(skb, node, identity) : action;
 }

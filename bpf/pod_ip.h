@@ -38,9 +38,9 @@ static __always_inline int F(forward)(struct __sk_buff *skb, struct F(judge) *j,
 	const struct weft_endpoint *to;
 
 	if (!j->s.to.endpoint) {
-		if (hop && j->k.p.ttl > 1 && F(hop_holds)(hop, &j->k) && wire_len(skb, &j->k.p) <= hop->mtu)
-			return F(send_by)(skb, &j->k, hop, r);
-		return F(send)(skb, &j->k, r, hop);
+		int code = hop ? F(send_by)(skb, &j->k, hop, r) : HOP_NO;
+
+		return code == HOP_NO ? F(send)(skb, &j->k, r, hop) : code;
 	}
 	to = endpoint(j->s.to.endpoint);
 	if (!to || !F(owns)(to, &j->k.daddr))
@@ -75,7 +75,7 @@ static __always_inline int F(from_pod_new)(struct __sk_buff *skb, struct F(judge
 		j->s.to.generation = row->generation;
 	}
 	/* In mid-stream only the stack is right for both: see docs/datapath.md. */
-	stack = !pod || !may_open_fast(&j->k.p);
+	stack = !pod || !may_open_fast(&j->k.p) || (!j->s.to.endpoint && !tunnel && !F(leaves_by_net)(skb, &j->k));
 	r->is_new = true;
 	F(ct_new)(&j->f, &j->k, &j->s, HOOK_FROM_POD, stack);
 	if (stack)
@@ -85,11 +85,6 @@ static __always_inline int F(from_pod_new)(struct __sk_buff *skb, struct F(judge
 	if (ct) {
 		hop = &ct->hop;
 		__asm__ __volatile__("" : "+r"(hop)); /* clang would add before it has looked, which the verifier does not take */
-	}
-	if (!j->s.to.endpoint && !tunnel && !F(leaves_by_net)(skb, &j->k, hop)) {
-		if (ct)
-			__sync_fetch_and_or(&ct->flags, CT_STACK);
-		return VERDICT_STACK;
 	}
 	return F(forward)(skb, j, r, hop);
 }
@@ -269,7 +264,7 @@ static __noinline int F(to_pod_ip)(struct __sk_buff *skb)
 
 static __always_inline int F(from_pod_any)(struct __sk_buff *skb)
 {
-	int action = enable_express ? F(express_from_pod)(skb) : LANE_NO;
+	int action = F(express_from_pod)(skb);
 
 	return action == LANE_NO ? F(from_pod_ip)(skb) : action;
 }

@@ -124,6 +124,14 @@ static __always_inline const struct weft_ipcache *F(who)(const addr_t *a)
 	return bpf_map_lookup_elem(&F(weft_net), &key);
 }
 
+/* Addresses that only this node may use, and that therefore never come in. */
+static __always_inline bool F(ours_alone)(const addr_t *a)
+{
+	const struct weft_ipcache *who = F(who_exactly)(a);
+
+	return who && (who->kind == KIND_LOCAL_POD || who->kind == KIND_HOST);
+}
+
 static __always_inline __u32 F(identity_of)(const struct weft_ipcache *c)
 {
 	return c && c->identity ? c->identity : IDENTITY_WORLD;

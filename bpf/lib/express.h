@@ -17,6 +17,7 @@
 struct lane_side {
 	__u32 identity;
 	__u32 generation;
+	__u32 revision;
 	__u32 endpoint;
 };
 #endif
@@ -137,9 +138,11 @@ static __always_inline void F(lane_sides)(const struct F(lane) *l, const struct 
 
 	src->identity = ct->src_identity;
 	src->generation = ct->src_generation;
+	src->revision = ct->src_revision;
 	src->endpoint = ct->src_endpoint;
 	dst->identity = ct->dst_identity;
 	dst->generation = ct->dst_generation;
+	dst->revision = ct->dst_revision;
 	dst->endpoint = ct->dst_endpoint;
 }
 
@@ -150,7 +153,9 @@ static __always_inline const struct weft_endpoint *F(lane_row)(const struct lane
 	__u32 id = side->endpoint;
 
 	row = bpf_map_lookup_elem(&weft_ep, &id);
-	return row && row->generation && row->generation == side->generation && F(owns)(row, addr) ? row : 0;
+	if (!row || !row->generation || row->generation != side->generation || row->revision != side->revision)
+		return 0;
+	return F(owns)(row, addr) ? row : 0;
 }
 
 /* One hop less, and the MACs of a row where there is one. Invalidates what points into the packet. */
@@ -183,10 +188,14 @@ static __always_inline bool F(lane_rewrite)(struct __sk_buff *skb, const struct 
 #endif
 }
 
-static __always_inline int F(lane_end)(__u32 hook, __u32 code, __u32 len)
+static __always_inline int F(lane_end)(struct __sk_buff *skb, __u32 hook, __u32 code, __u32 len)
 {
+	struct report r = {};
+
+	if (code >= DROP_MALFORMED) /* with a record */
+		return finish_other(skb, hook, code, &r);
 	count(hook, code, len);
-	return action(code);
+	return action(code) | express_mark;
 }
 
 /* Into a local pod. */
@@ -197,39 +206,36 @@ static __always_inline int F(lane_deliver)(struct __sk_buff *skb, const struct F
 	long rc;
 
 	if (!F(lane_rewrite)(skb, row))
-		return F(lane_end)(hook, DROP_REDIRECT_FAILED, l->len);
+		return F(lane_end)(skb, hook, DROP_REDIRECT_FAILED, l->len);
 	skb->mark = 0;
 	rc = bpf_redirect_peer(ifindex, 0);
-	return F(lane_end)(hook, rc == TC_ACT_REDIRECT ? VERDICT_PEER : DROP_REDIRECT_FAILED, l->len);
+	return F(lane_end)(skb, hook, rc == TC_ACT_REDIRECT ? VERDICT_PEER : DROP_REDIRECT_FAILED, l->len);
 }
 
 /* To where the general path sent a packet of this connection before, while that holds. */
 static __always_inline int F(lane_send)(struct __sk_buff *skb, const struct F(lane) *l, const struct weft_config *cfg,
-					const struct weft_hop *hop, __u32 identity, __u32 now)
+					struct weft_ct *ct, __u32 identity, __u32 now)
 {
 	struct bpf_redir_neigh nh = {};
-	__u32 ifindex = hop->ifindex, flow = hop->flow, check = hop->check, mtu = hop->mtu;
-	struct v6addr to = hop->to;
+	struct weft_hop h = ct->hop;
 	long rc;
 
-	nh.nh_family = hop->family;
-	barrier();
-	if (hop->stamp != hop_stamp(now) || check != F(hop_check)(&l->src, &l->dst) || flow != F(hop_flow)(l->flow))
+	if (!F(hop_holds)(&h, &l->src, &l->dst, hop_stamp(now)) || h.flow != F(hop_flow)(l->flow) || l->wire > h.mtu)
 		return LANE_NO;
-	if (l->wire > mtu)
-		return LANE_NO;
+	F(lane_touch)(l, ct, cfg, now);
 	if (!F(lane_rewrite)(skb, 0))
-		return F(lane_end)(HOOK_FROM_POD, DROP_REDIRECT_FAILED, l->len);
+		return F(lane_end)(skb, HOOK_FROM_POD, DROP_REDIRECT_FAILED, l->len);
 	skb->mark = MARK_FAST;
-	if (nh.nh_family) {
-		__builtin_memcpy(nh.ipv6_nh, &to, 16);
-		rc = bpf_redirect_neigh(ifindex, &nh, sizeof(nh), 0);
-		return F(lane_end)(HOOK_FROM_POD, rc == TC_ACT_REDIRECT ? VERDICT_NEIGH : DROP_REDIRECT_FAILED, l->len);
+	if (h.family) {
+		nh.nh_family = h.family;
+		__builtin_memcpy(nh.ipv6_nh, &h.to, 16);
+		rc = bpf_redirect_neigh(h.ifindex, &nh, sizeof(nh), 0);
+		return F(lane_end)(skb, HOOK_FROM_POD, rc == TC_ACT_REDIRECT ? VERDICT_NEIGH : DROP_REDIRECT_FAILED, l->len);
 	}
-	if (set_tunnel_apart(skb, cfg, &to, identity, F(dscp)(l->flow)))
-		return F(lane_end)(HOOK_FROM_POD, DROP_REDIRECT_FAILED, l->len);
-	rc = bpf_redirect(ifindex, 0);
-	return F(lane_end)(HOOK_FROM_POD, rc == TC_ACT_REDIRECT ? VERDICT_TUNNEL : DROP_REDIRECT_FAILED, l->len);
+	if (set_tunnel_apart(skb, cfg, &h.to, identity, F(dscp)(l->flow)))
+		return F(lane_end)(skb, HOOK_FROM_POD, DROP_REDIRECT_FAILED, l->len);
+	rc = bpf_redirect(h.ifindex, 0);
+	return F(lane_end)(skb, HOOK_FROM_POD, rc == TC_ACT_REDIRECT ? VERDICT_TUNNEL : DROP_REDIRECT_FAILED, l->len);
 }
 
 /* What a pod sends. Returns an action, or LANE_NO and has changed nothing. */
@@ -258,14 +264,19 @@ static __noinline int F(express_from_pod)(struct __sk_buff *skb)
 		F(lane_touch)(&l, ct, cfg, now);
 		return F(lane_deliver)(skb, &l, row, HOOK_FROM_POD);
 	}
-	F(lane_touch)(&l, ct, cfg, now);
-	return F(lane_send)(skb, &l, cfg, &ct->hop, from.identity, now);
+	return F(lane_send)(skb, &l, cfg, ct, from.identity, now);
 }
 
 /* The outer packet of the overlay, for this node: the tunnel device's, whose program looks at what is inside. */
 static __always_inline bool F(lane_outer)(const struct F(lane) *l, const struct weft_config *cfg)
 {
+	addr_t src = l->src; /* see who_exactly */
+
 	if (l->proto != IPPROTO_UDP || !cfg->tunnel_port || l->dport != cfg->tunnel_port)
+		return false;
+	if (cfg->nat && nat_in_range(cfg, l->dport)) /* may be an answer to a masqueraded flow */
+		return false;
+	if (F(ours_alone)(&src))
 		return false;
 #if FAMILY == 4
 	return is_mapped(&cfg->tunnel_local) && cfg->tunnel_local.w[3] == l->dst;
@@ -282,6 +293,7 @@ static __always_inline int F(lane_arrive)(struct __sk_buff *skb, struct F(lane) 
 	struct lane_side from, to;
 	__u32 now = now_tick();
 	struct weft_ct *ct;
+	struct weft_hop h;
 
 	ct = F(lane_find)(l, now);
 	if (!ct)
@@ -292,10 +304,11 @@ static __always_inline int F(lane_arrive)(struct __sk_buff *skb, struct F(lane) 
 	row = F(lane_row)(&to, &l->dst);
 	if (!row || l->wire > row->mtu)
 		return LANE_NO;
-	/* By the overlay, from the node to which answers go (DATAPATH rule 3). */
-	if (node && (ct->hop.family || !same_node(&ct->hop.to, node) || ct->hop.stamp != hop_stamp(now) ||
-		     ct->hop.check != F(hop_check)(&l->dst, &l->src)))
-		return LANE_NO;
+	if (node) { /* by the overlay, from the node to which answers go (DATAPATH rule 3) */
+		h = ct->hop;
+		if (h.family || !same_node(&h.to, node) || !F(hop_holds)(&h, &l->dst, &l->src, hop_stamp(now)))
+			return LANE_NO;
+	}
 	F(lane_touch)(l, ct, cfg, now);
 	return F(lane_deliver)(skb, l, row, hook);
 }
@@ -309,7 +322,7 @@ static __noinline int F(express_from_net)(struct __sk_buff *skb)
 	if (!cfg || cfg->trace == TRACE_ALL || skb->pkt_type != PACKET_HOST || !F(lane_read)(skb, &l))
 		return LANE_NO;
 	if (F(lane_outer)(&l, cfg))
-		return F(lane_end)(HOOK_FROM_NET, VERDICT_STACK, l.len);
+		return F(lane_end)(skb, HOOK_FROM_NET, VERDICT_STACK, l.len);
 	return F(lane_arrive)(skb, &l, cfg, 0, HOOK_FROM_NET);
 }
 

@@ -85,24 +85,19 @@ static __always_inline long F(route)(struct __sk_buff *skb, const struct F(pkt) 
 
 /*
  * Would a packet leave through a device whose ingress is ours too? Only then can
- * its connection be fast: elsewhere the stack would see the replies alone. The way
- * is remembered in hop, which may be 0.
+ * its connection be fast: elsewhere the stack would see the replies alone.
  */
-__noinline int F(leaves_by_net)(struct __sk_buff *skb, const struct F(pkt) *k, struct weft_hop *hop)
+__noinline int F(leaves_by_net)(struct __sk_buff *skb, const struct F(pkt) *k)
 {
 	struct bpf_fib_lookup fib = {};
 	long rc;
 
 	if (!k)
 		return 0;
-	rc = F(route)(skb, k, &fib, 1); /* any length fits, and the route's MTU is told */
-	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
+	rc = F(route)(skb, k, &fib, 0);
+	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH && rc != BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return 0;
-	if (!is_net_device(fib.ifindex))
-		return 0;
-	if (rc == BPF_FIB_LKUP_RET_SUCCESS)
-		F(hop_learn)(hop, k, fib.ifindex, fib.mtu_result, fib.family, fib.ipv6_dst);
-	return 1;
+	return is_net_device(fib.ifindex);
 }
 
 /* Does it have an address in the overlay, whether it is sent to by it or not? */
@@ -205,16 +200,17 @@ __noinline int F(send)(struct __sk_buff *skb, const struct F(pkt) *k, struct rep
 		return DROP_REDIRECT_FAILED;
 	if (k->p.ttl <= 1)
 		return VERDICT_STACK;
+	F(hop_ask)(hop, k);
 	if (cfg->tunnel_ifindex) {
 		addr_t to = k->daddr; /* see who_exactly */
 
 		who = F(who)(&to);
 		if (F(by_tunnel)(cfg, who)) {
-			F(hop_learn)(hop, k, cfg->tunnel_ifindex, cfg->tunnel_mtu, 0, &who->tunnel);
+			F(hop_learn)(hop, k, cfg->tunnel_ifindex, cfg->tunnel_mtu, 0, who->tunnel.w);
 			return F(encapsulate)(skb, k, cfg, who, r, true);
 		}
 	}
-	rc = F(route)(skb, k, &fib, wire_len(skb, &k->p));
+	rc = F(route)(skb, k, &fib, wire_len(skb, &k->p) ?: 1); /* of 0 it tells the device's MTU, not the route's */
 	if (rc == BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		return F(too_big)(k, fib.mtu_result, r);
 	if (rc != BPF_FIB_LKUP_RET_SUCCESS && rc != BPF_FIB_LKUP_RET_NO_NEIGH)
@@ -232,29 +228,33 @@ __noinline int F(send)(struct __sk_buff *skb, const struct F(pkt) *k, struct rep
 }
 
 /*
- * Sends a packet to where one of its connection went before; it fits there.
- * Static: the kernel must know that hop is part of a map.
+ * Sends a packet to where one of its connection went before. HOP_NO: that is not
+ * known, or does not hold for this one. Static: the kernel must know that hop is
+ * part of a map.
  */
 static __noinline int F(send_by)(struct __sk_buff *skb, const struct F(pkt) *k, const struct weft_hop *hop,
 				 struct report *r)
 {
 	const struct weft_config *cfg = config();
 	struct bpf_redir_neigh nh = {};
-	__u32 ifindex = hop->ifindex;
-	struct v6addr to = hop->to;
+	struct weft_hop h = *hop;
 	long rc;
 
-	nh.nh_family = hop->family;
-	if (!cfg || F(decrement_ttl)(skb, k))
+	if (!cfg || k->p.ttl <= 1 || k->p.error || !F(hop_holds)(&h, &k->saddr, &k->daddr, hop_stamp(now_tick())))
+		return HOP_NO;
+	if (h.flow != F(hop_flow)(k->flow) || wire_len(skb, &k->p) > h.mtu)
+		return HOP_NO;
+	if (F(decrement_ttl)(skb, k))
 		return DROP_REDIRECT_FAILED;
 	skb->mark = MARK_FAST;
-	r->out_ifindex = ifindex;
-	if (!nh.nh_family) {
-		if (set_tunnel(skb, cfg, &to, r->src_identity, F(dscp)(k->flow)))
+	r->out_ifindex = h.ifindex;
+	if (!h.family) {
+		if (set_tunnel(skb, cfg, &h.to, r->src_identity, F(dscp)(k->flow)))
 			return DROP_REDIRECT_FAILED;
-		return bpf_redirect(ifindex, 0) == TC_ACT_REDIRECT ? VERDICT_TUNNEL : DROP_REDIRECT_FAILED;
+		return bpf_redirect(h.ifindex, 0) == TC_ACT_REDIRECT ? VERDICT_TUNNEL : DROP_REDIRECT_FAILED;
 	}
-	__builtin_memcpy(nh.ipv6_nh, &to, 16);
-	rc = bpf_redirect_neigh(ifindex, &nh, sizeof(nh), 0);
+	nh.nh_family = h.family;
+	__builtin_memcpy(nh.ipv6_nh, &h.to, 16);
+	rc = bpf_redirect_neigh(h.ifindex, &nh, sizeof(nh), 0);
 	return rc == TC_ACT_REDIRECT ? VERDICT_NEIGH : DROP_REDIRECT_FAILED;
 }

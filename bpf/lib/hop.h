@@ -9,6 +9,7 @@
 
 #ifndef HOP_COMMON
 #define HOP_COMMON
+#define HOP_NO (-1) /* beside codes */
 
 /* What an answer of the routing table is stamped with, as long as it holds. Never 0. */
 static __always_inline __u32 hop_stamp(__u32 now)
@@ -31,42 +32,68 @@ static __always_inline __u32 F(hop_flow)(__u32 flow)
 }
 
 /*
- * Tells whose hop it is. Conntrack's entries are given to other connections while
- * a program still holds a pointer to one, and what it then writes is not theirs.
+ * A sum over a hop and whose it is. Another CPU may write while one reads, and
+ * entries are given to other connections while a program still holds a pointer to
+ * one: what does not add up is nobody's. Readers copy first and then look.
  */
-static __always_inline __u32 F(hop_check)(const addr_t *src, const addr_t *dst)
+static __always_inline __u32 F(hop_sum)(const struct weft_hop *h, const addr_t *src, const addr_t *dst)
 {
+	__u32 sum = h->stamp;
+
+#define HOP_MIX(v) (sum = (sum << 5 | sum >> 27) ^ (v))
+	HOP_MIX(h->flow);
+	HOP_MIX(h->ifindex);
+	HOP_MIX((__u32)h->mtu << 16 | h->family);
+	HOP_MIX(h->to.w[0]);
+	HOP_MIX(h->to.w[1]);
+	HOP_MIX(h->to.w[2]);
+	HOP_MIX(h->to.w[3]);
 #if FAMILY == 4
-	return (*src << 7 | *src >> 25) ^ *dst;
+	HOP_MIX(*src);
+	HOP_MIX(*dst);
 #else
-	__u32 a = src->w[0] ^ src->w[1] ^ (src->w[2] << 11 | src->w[2] >> 21) ^ src->w[3];
-	__u32 b = dst->w[0] ^ dst->w[1] ^ (dst->w[2] << 11 | dst->w[2] >> 21) ^ dst->w[3];
-
-	return (a << 7 | a >> 25) ^ b;
+	HOP_MIX(src->w[0] ^ dst->w[1]);
+	HOP_MIX(src->w[1] ^ dst->w[2]);
+	HOP_MIX(src->w[2] ^ dst->w[3]);
+	HOP_MIX(src->w[3] ^ dst->w[0]);
 #endif
+#undef HOP_MIX
+	return sum;
 }
 
-/* Is what is remembered still so, and about this packet? */
-static __always_inline bool F(hop_holds)(const struct weft_hop *hop, const struct F(pkt) *k)
+/* Does a copy of a hop hold, for what flies from src to dst? stamp is that of now. */
+static __always_inline bool F(hop_holds)(const struct weft_hop *h, const addr_t *src, const addr_t *dst, __u32 stamp)
 {
-	return !k->p.error && hop->check == F(hop_check)(&k->saddr, &k->daddr) && hop->flow == F(hop_flow)(k->flow) &&
-	       hop->stamp == hop_stamp(now_tick());
+	return h->stamp == stamp && h->check == F(hop_sum)(h, src, dst);
 }
 
-/* Remembers where a packet goes. hop may be 0. Readers look at the stamp before and after. */
-static __always_inline void F(hop_learn)(struct weft_hop *hop, const struct F(pkt) *k, __u32 ifindex, __u32 mtu,
-					 __u8 family, const void *to)
+/*
+ * Says that the way is about to be asked for: an answer that a change has overtaken
+ * must not outlive it. The stamp waits in check, as the stack has no room. hop may be 0.
+ */
+static __always_inline void F(hop_ask)(struct weft_hop *hop, const struct F(pkt) *k)
 {
 	if (!hop || k->p.error)
 		return;
 	hop->stamp = 0;
-	barrier();
-	hop->check = F(hop_check)(&k->saddr, &k->daddr);
+	hop->check = hop_stamp(now_tick());
+}
+
+/* Remembers the answer. */
+static __always_inline void F(hop_learn)(struct weft_hop *hop, const struct F(pkt) *k, __u32 ifindex, __u32 mtu,
+					 __u8 family, const __u32 *to)
+{
+	if (!hop || k->p.error)
+		return;
 	hop->flow = F(hop_flow)(k->flow);
 	hop->ifindex = ifindex;
 	hop->mtu = mtu > 0xffff ? 0xffff : mtu;
 	hop->family = family;
-	__builtin_memcpy(&hop->to, to, 16);
-	barrier();
-	hop->stamp = hop_stamp(now_tick());
+	hop->to.w[0] = to[0];
+	hop->to.w[1] = to[1];
+	hop->to.w[2] = to[2];
+	hop->to.w[3] = to[3];
+	hop->stamp = hop->check;
+	barrier(); /* read again rather than kept on the stack */
+	hop->check = F(hop_sum)(hop, &k->saddr, &k->daddr);
 }

@@ -175,7 +175,7 @@ struct weft_ct6_key {
 /* Where packets of a connection that go away from this node were last sent to. Empty: stamp 0. */
 struct weft_hop {
 	__u32 stamp; /* until when it holds: lib/hop.h */
-	__u32 check; /* whose it is */
+	__u32 check; /* sum over all else and whose it is */
 	__u32 flow;  /* the bits of the header that routing may look at */
 	__u32 ifindex;
 	__u16 mtu;

@@ -6,18 +6,19 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"maps"
+	gomaps "maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 
 	"github.com/weft-net/weft/internal/datapath"
 	"github.com/weft-net/weft/internal/datapath/frame"
-	weftmaps "github.com/weft-net/weft/internal/datapath/maps"
+	"github.com/weft-net/weft/internal/datapath/maps"
 	"github.com/weft-net/weft/internal/datapath/object"
 	"github.com/weft-net/weft/internal/datapath/reason"
 	"github.com/weft-net/weft/internal/datapath/selftest"
@@ -118,6 +119,11 @@ func (n *node) lanes(overlay bool) []lane {
 	return out
 }
 
+// kind says what all lanes have in common that the same code serves.
+func (l lane) kind() string {
+	return fmt.Sprintf("%s, IPv6 %v, TCP %v, to a pod of this node %v", l.hook, l.dst.Addr().Is6(), l.tcp, l.dst.Addr() != remotePod.of(4) && l.dst.Addr() != remotePod.of(6))
+}
+
 func (l lane) packet(flags uint8, data []byte) frame.Packet {
 	if l.tcp {
 		return frame.NewTCP(l.src, l.dst, flags, data)
@@ -127,8 +133,16 @@ func (l lane) packet(flags uint8, data []byte) frame.Packet {
 
 func (n *node) pass(l lane, flags uint8) {
 	n.t.Helper()
-	if r := n.packet(l.hook, l.dev, l.packet(flags, []byte("x"))); r.action != actRedirect {
-		n.t.Fatalf("%v: a packet of a connection between pods was not redirected: %+v", l, r)
+	p := l.packet(flags, []byte("x"))
+	p.DstMAC, p.SrcMAC = hostMAC, peerMAC
+	prog := n.d.Program(l.hook)
+	if l.hook == reason.FromOverlay {
+		prog = n.tunnel.Program
+	}
+	act, err := prog.Run(&ebpf.RunOptions{Data: p.Bytes(), Context: skb{Ifindex: uint32(l.dev.Attrs().Index)}})
+	n.must(err)
+	if act&0xff != actRedirect {
+		n.t.Fatalf("%v: a packet of a connection between pods got action %#x", l, act)
 	}
 }
 
@@ -191,11 +205,12 @@ func spoil(r *rand.Rand, all entries) entries {
 // outcome is all that a packet leads to.
 type outcome struct {
 	result
+	lane    bool // the express lane acted
 	entries entries
 }
 
 func (o outcome) equal(p outcome) bool {
-	return o.action == p.action && o.mark == p.mark && bytes.Equal(o.out, p.out) && maps.Equal(o.counts, p.counts) && cmp.Equal(o.entries, p.entries)
+	return o.action == p.action && o.mark == p.mark && bytes.Equal(o.out, p.out) && gomaps.Equal(o.counts, p.counts) && cmp.Equal(o.entries, p.entries)
 }
 
 func (o outcome) String() string {
@@ -203,7 +218,7 @@ func (o outcome) String() string {
 }
 
 // setTrace changes that alone: a whole new configuration makes entries forget their way.
-func (n *node) setTrace(level weftmaps.TraceLevel) {
+func (n *node) setTrace(level maps.TraceLevel) {
 	n.t.Helper()
 	m := n.d.Maps().Raw("weft_cfg")
 	row, err := m.LookupBytes(uint32(0))
@@ -217,9 +232,9 @@ func (n *node) setTrace(level weftmaps.TraceLevel) {
 func (n *node) both(l lane, data []byte, opt runOpt, known entries) (express, general outcome, ok bool) {
 	n.t.Helper()
 	for _, o := range []*outcome{&express, &general} {
-		level, before := weftmaps.TraceNone, known
+		level, before := maps.TraceNone, known
 		if o == &general {
-			level, before = weftmaps.TraceAll, known.forgetful()
+			level, before = maps.TraceAll, known.forgetful()
 		}
 		n.setTrace(level)
 		n.restore(before)
@@ -227,42 +242,65 @@ func (n *node) both(l lane, data []byte, opt runOpt, known entries) (express, ge
 		if o.result, err = n.tryRun(l.hook, l.dev, data, opt); err != nil {
 			return express, general, false
 		}
+		o.lane = o.action != actNext && o.action&laneMark != 0
+		if o.lane {
+			o.action &^= laneMark
+		}
 		o.entries = n.entries().withoutHops()
 	}
 	return express, general, true
 }
 
+// laneMark is put onto the actions of the express lane, to tell who acted.
+const laneMark = 1 << 16
+
+// marked has the lane put it there.
+func marked(o datapath.Options) datapath.Options {
+	return o.Untested().WithPatch(func(s *ebpf.CollectionSpec) {
+		if err := s.Variables["express_mark"].Set(uint32(laneMark)); err != nil {
+			panic(err) // there is no such constant
+		}
+	})
+}
+
+// settings under which both paths are compared.
+type settings struct {
+	name                string
+	overlay, masquerade bool
+}
+
 // TestExpressAgrees guards against the express lane treating a packet otherwise
 // than the general path, which does all the others: the same packets go over both,
-// with the same connections known.
+// with the same connections known. And against a lane that takes none.
 func TestExpressAgrees(t *testing.T) {
-	for _, overlay := range []bool{false, true} {
-		t.Run(map[bool]string{false: "native", true: "overlay"}[overlay], func(t *testing.T) {
-			n := newNode(t, datapath.Options{})
+	for _, s := range []settings{{name: "native"}, {name: "overlay", overlay: true}, {name: "masquerade", masquerade: true}} {
+		t.Run(s.name, func(t *testing.T) {
+			n := newNode(t, marked(datapath.Options{Masquerade: s.masquerade}))
 			var right, wrong *selftest.Tunnelled // by the node to which the other pod belongs, or by another
-			if overlay {
+			if s.overlay {
 				n.joinOverlay(1450)
 				right = n.tunnel
 				n.by(world.v4, saidIdentity)
 				wrong = n.tunnel
+			} else {
+				n.config(func(c *maps.Config) {
+					c.Masquerade = maps.Masquerade{IPv4: s.masquerade, IPv6: s.masquerade, PortMin: 32768, PortMax: 60999}
+				})
 			}
-			var lanes []lane
 			seed := rand.Uint64()
 			r := rand.New(rand.NewPCG(seed, 0))
-			seen := map[string]int{}
-			for i := range 1000 {
-				if i%20 == 0 { // what entries remember holds for a second
-					n.flush()
-					n.tunnel = right
-					lanes = n.lanes(overlay)
-				}
-				if n.tunnel = right; r.IntN(8) == 0 {
-					n.tunnel = wrong
-				}
+			taken := map[string]int{}
+			for i := range 600 {
+				n.flush()
+				n.tunnel = right
+				lanes := n.lanes(s.overlay) // anew: what entries remember holds for a second
 				l := lanes[r.IntN(len(lanes))]
 				data, known, opt := anyPacket(r, l), spoil(r, n.entries()), withGSO(pick[uint32](r, 0, 0, 0, 500, 1448))
 				if r.IntN(16) == 0 {
 					l.dev = pick(r, n.a, n.b, n.eth)
+				}
+				if r.IntN(8) == 0 {
+					n.tunnel = wrong
 				}
 				express, general, ok := n.both(l, data, opt, known)
 				for range 2 { // a second may have ended between the two
@@ -274,9 +312,16 @@ func TestExpressAgrees(t *testing.T) {
 					t.Fatalf("seed %d, packet %d, %s of %d bytes: % x\nexpress: %s\ngeneral: %s\nentries: %s", seed, i, l.hook, len(data), data[:min(len(data), 80)],
 						express, general, cmp.Diff(express.entries, general.entries))
 				}
-				seen[fmt.Sprint(slices.Sorted(maps.Keys(express.counts)))]++
+				if express.lane {
+					taken[l.kind()]++
+				}
 			}
-			t.Log(seen)
+			for _, l := range n.lanes(s.overlay) {
+				if taken[l.kind()] == 0 {
+					t.Errorf("seed %d: the express lane took no packet of %s", seed, l.kind())
+				}
+			}
+			t.Log(taken)
 		})
 	}
 }

@@ -34,7 +34,7 @@ func (n *node) joinOverlay(mtu int) {
 	n.overlay = newVeth(n.t, "weft_vxlan")
 	index := n.overlay.Attrs().Index
 	n.config(func(c *maps.Config) {
-		c.Overlay = maps.Overlay{IfIndex: index, MTU: mtu, Local: ownNode.v4, Strict: true}
+		c.Overlay = maps.Overlay{IfIndex: index, MTU: mtu, Local: ownNode.v4, Port: 8472, Strict: true}
 	})
 	for i, f := range families {
 		for _, r := range []maps.IPCacheRow{

@@ -249,41 +249,41 @@ type DatapathWeftWays struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	DatapathMapWeftCfg       = "weft_cfg"
-	DatapathMapWeftCt4       = "weft_ct4"
-	DatapathMapWeftCt6       = "weft_ct6"
-	DatapathMapWeftCtn4      = "weft_ctn4"
-	DatapathMapWeftCtn6      = "weft_ctn6"
-	DatapathMapWeftDev       = "weft_dev"
-	DatapathMapWeftEp        = "weft_ep"
-	DatapathMapWeftEvents    = "weft_events"
-	DatapathMapWeftFrag4     = "weft_frag4"
-	DatapathMapWeftFrag6     = "weft_frag6"
-	DatapathMapWeftIpc4      = "weft_ipc4"
-	DatapathMapWeftIpc6      = "weft_ipc6"
-	DatapathMapWeftMetrics   = "weft_metrics"
-	DatapathMapWeftNat4      = "weft_nat4"
-	DatapathMapWeftNat6      = "weft_nat6"
-	DatapathMapWeftNatdev    = "weft_natdev"
-	DatapathMapWeftNatip     = "weft_natip"
-	DatapathMapWeftNatn4     = "weft_natn4"
-	DatapathMapWeftNatn6     = "weft_natn6"
-	DatapathMapWeftNet4      = "weft_net4"
-	DatapathMapWeftNet6      = "weft_net6"
-	DatapathMapWeftNomasq4   = "weft_nomasq4"
-	DatapathMapWeftNomasq6   = "weft_nomasq6"
-	DatapathMapWeftRate      = "weft_rate"
-	DatapathMapWeftWays      = "weft_ways"
-	DatapathProgFromNet      = "from_net"
-	DatapathProgFromOverlay  = "from_overlay"
-	DatapathProgFromPod      = "from_pod"
-	DatapathProgToNet        = "to_net"
-	DatapathProgToOverlay    = "to_overlay"
-	DatapathProgToPod        = "to_pod"
-	DatapathVarEnableExpress = "enable_express"
-	DatapathVarEnableIpv4    = "enable_ipv4"
-	DatapathVarEnableIpv6    = "enable_ipv6"
-	DatapathVarFibFlags      = "fib_flags"
+	DatapathMapWeftCfg      = "weft_cfg"
+	DatapathMapWeftCt4      = "weft_ct4"
+	DatapathMapWeftCt6      = "weft_ct6"
+	DatapathMapWeftCtn4     = "weft_ctn4"
+	DatapathMapWeftCtn6     = "weft_ctn6"
+	DatapathMapWeftDev      = "weft_dev"
+	DatapathMapWeftEp       = "weft_ep"
+	DatapathMapWeftEvents   = "weft_events"
+	DatapathMapWeftFrag4    = "weft_frag4"
+	DatapathMapWeftFrag6    = "weft_frag6"
+	DatapathMapWeftIpc4     = "weft_ipc4"
+	DatapathMapWeftIpc6     = "weft_ipc6"
+	DatapathMapWeftMetrics  = "weft_metrics"
+	DatapathMapWeftNat4     = "weft_nat4"
+	DatapathMapWeftNat6     = "weft_nat6"
+	DatapathMapWeftNatdev   = "weft_natdev"
+	DatapathMapWeftNatip    = "weft_natip"
+	DatapathMapWeftNatn4    = "weft_natn4"
+	DatapathMapWeftNatn6    = "weft_natn6"
+	DatapathMapWeftNet4     = "weft_net4"
+	DatapathMapWeftNet6     = "weft_net6"
+	DatapathMapWeftNomasq4  = "weft_nomasq4"
+	DatapathMapWeftNomasq6  = "weft_nomasq6"
+	DatapathMapWeftRate     = "weft_rate"
+	DatapathMapWeftWays     = "weft_ways"
+	DatapathProgFromNet     = "from_net"
+	DatapathProgFromOverlay = "from_overlay"
+	DatapathProgFromPod     = "from_pod"
+	DatapathProgToNet       = "to_net"
+	DatapathProgToOverlay   = "to_overlay"
+	DatapathProgToPod       = "to_pod"
+	DatapathVarEnableIpv4   = "enable_ipv4"
+	DatapathVarEnableIpv6   = "enable_ipv6"
+	DatapathVarExpressMark  = "express_mark"
+	DatapathVarFibFlags     = "fib_flags"
 )
 
 // LoadDatapath returns the embedded CollectionSpec for Datapath.
@@ -371,10 +371,10 @@ type DatapathMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DatapathVariableSpecs struct {
-	EnableExpress *ebpf.VariableSpec `ebpf:"enable_express"`
-	EnableIpv4    *ebpf.VariableSpec `ebpf:"enable_ipv4"`
-	EnableIpv6    *ebpf.VariableSpec `ebpf:"enable_ipv6"`
-	FibFlags      *ebpf.VariableSpec `ebpf:"fib_flags"`
+	EnableIpv4  *ebpf.VariableSpec `ebpf:"enable_ipv4"`
+	EnableIpv6  *ebpf.VariableSpec `ebpf:"enable_ipv6"`
+	ExpressMark *ebpf.VariableSpec `ebpf:"express_mark"`
+	FibFlags    *ebpf.VariableSpec `ebpf:"fib_flags"`
 }
 
 // DatapathObjects contains all objects after they have been loaded into the kernel.
@@ -458,10 +458,10 @@ func (m *DatapathMaps) Close() error {
 //
 // It can be passed to LoadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DatapathVariables struct {
-	EnableExpress *ebpf.Variable `ebpf:"enable_express"`
-	EnableIpv4    *ebpf.Variable `ebpf:"enable_ipv4"`
-	EnableIpv6    *ebpf.Variable `ebpf:"enable_ipv6"`
-	FibFlags      *ebpf.Variable `ebpf:"fib_flags"`
+	EnableIpv4  *ebpf.Variable `ebpf:"enable_ipv4"`
+	EnableIpv6  *ebpf.Variable `ebpf:"enable_ipv6"`
+	ExpressMark *ebpf.Variable `ebpf:"express_mark"`
+	FibFlags    *ebpf.Variable `ebpf:"fib_flags"`
 }
 
 // DatapathPrograms contains all programs after they have been loaded into the kernel.
