@@ -83,10 +83,58 @@ func (m *IPCacheMap) Upsert(r IPCacheRow) error {
 	if r.ByTunnel {
 		v.Flags |= flagByTunnel
 	}
-	if err := put(mm, k, v); err != nil {
-		return fmt.Errorf("ipcache %s: %w", r.Prefix, err)
+	return m.changing(r.Prefix, func() error { return put(mm, k, v) })
+}
+
+// changing changes the row of a prefix. Where its addresses are then reached in
+// another way than before, connections are made to forget the old one.
+func (m *IPCacheMap) changing(p netip.Prefix, change func() error) error {
+	before, err := m.covering(p)
+	if err != nil {
+		return err
+	}
+	if err := change(); err != nil {
+		return fmt.Errorf("ipcache %s: %w", p, err)
+	}
+	after, err := m.covering(p)
+	if err != nil || before == after {
+		return err
 	}
 	return m.ways.Changed()
+}
+
+// reached is what of a row packets' ways depend on.
+type reached struct {
+	tunnel   netip.Addr
+	byTunnel bool
+	node     bool // for which another MTU counts
+}
+
+// covering tells how an address is reached, or a range as a whole.
+func (m *IPCacheMap) covering(p netip.Prefix) (reached, error) {
+	r, found, err := m.Lookup(p)
+	if err == nil && !found && p.IsSingleIP() {
+		r, err = m.wider(p.Addr())
+	}
+	return reached{r.Tunnel, r.ByTunnel, r.Kind == table.KindNode}, err
+}
+
+// wider returns the row of the longest range with the address, a zero one if there is none.
+func (m *IPCacheMap) wider(a netip.Addr) (IPCacheRow, error) {
+	var v object.DatapathWeftIpcache
+	var err error
+	if a.Is4() {
+		err = m.net4.Lookup(object.DatapathWeftNet4Key{Prefixlen: 32, Addr: raw4(a)}, &v)
+	} else {
+		err = m.net6.Lookup(object.DatapathWeftNet6Key{Prefixlen: 128, Addr: raw6(a)}, &v)
+	}
+	switch {
+	case errors.Is(err, ebpf.ErrKeyNotExist):
+		return IPCacheRow{}, nil
+	case err != nil:
+		return IPCacheRow{}, fmt.Errorf("ipcache %s: %w", a, err)
+	}
+	return ipcacheRow(netip.PrefixFrom(a, a.BitLen()), v), nil
 }
 
 // Delete removes one row. Deleting what is not there is no error.
@@ -95,10 +143,7 @@ func (m *IPCacheMap) Delete(p netip.Prefix) error {
 	if err != nil {
 		return err
 	}
-	if err := remove(mm, k); err != nil {
-		return fmt.Errorf("ipcache %s: %w", p, err)
-	}
-	return m.ways.Changed()
+	return m.changing(p, func() error { return remove(mm, k) })
 }
 
 func ipcacheRow(p netip.Prefix, v object.DatapathWeftIpcache) IPCacheRow {

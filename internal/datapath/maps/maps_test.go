@@ -3,6 +3,7 @@
 package maps_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -306,6 +307,48 @@ func wholeMemory(t *testing.T) error {
 		return fmt.Errorf("%d entries of %d bytes take %d, says the kernel", entries, entry, n)
 	}
 	return nil
+}
+
+// TestWaysChange guards against connections that go on in the way that they
+// remember after the ipcache or the configuration has come to say another one.
+func TestWaysChange(t *testing.T) {
+	s := newSet(t)
+	generation := func() uint64 {
+		t.Helper()
+		b, err := s.Raw("weft_ways").LookupBytes(uint32(0))
+		must(t, err)
+		return binary.NativeEndian.Uint64(b) & 0xffffffff
+	}
+	node, other := netip.MustParseAddr("10.9.0.2"), netip.MustParseAddr("10.9.0.3")
+	pods, pod := netip.MustParsePrefix("10.2.0.0/24"), netip.MustParsePrefix("10.2.0.7/32")
+	row := func(p netip.Prefix, tunnel netip.Addr, by bool) func() error {
+		return func() error {
+			return s.IPCache.Upsert(maps.IPCacheRow{Prefix: p, Identity: 5, Kind: table.KindRemotePod, Tunnel: tunnel, ByTunnel: by})
+		}
+	}
+	for _, step := range []struct {
+		what  string
+		do    func() error
+		moves bool
+	}{
+		{"pods by the network, as before", row(pods, netip.Addr{}, false), false},
+		{"pods by the overlay", row(pods, node, true), true},
+		{"the same again", row(pods, node, true), false},
+		{"one pod as its range", row(pod, node, true), false},
+		{"one pod at another node", row(pod, other, true), true},
+		{"that pod gone: as its range again", func() error { return s.IPCache.Delete(pod) }, true},
+		{"known by the overlay, sent by the network", row(pods, node, false), true},
+		{"the range gone", func() error { return s.IPCache.Delete(pods) }, true},
+		{"nothing is there", func() error { return s.IPCache.Delete(pods) }, false},
+		{"a configuration", func() error { return s.Config.Set(maps.DefaultConfig()) }, true},
+		{"said by somebody", s.Ways.Changed, true},
+	} {
+		before := generation()
+		must(t, step.do())
+		if moved := generation() != before; moved != step.moves {
+			t.Errorf("%s: connections forget their ways: %v, want %v", step.what, moved, step.moves)
+		}
+	}
 }
 
 // TestDefaultMemory guards against maps that cost more than DefaultSizes says.
