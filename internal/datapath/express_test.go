@@ -290,10 +290,17 @@ func TestExpressAgrees(t *testing.T) {
 			seed := rand.Uint64()
 			r := rand.New(rand.NewPCG(seed, 0))
 			taken := map[string]int{}
-			for i := range 600 {
+			missing := -1 // kinds of lanes that took no packet
+			for i := 0; i < 600 || (missing > 0 && i < 5000); i++ {
 				n.flush()
 				n.tunnel = right
 				lanes := n.lanes(s.overlay) // anew: what entries remember holds for a second
+				if missing < 0 {
+					for _, l := range lanes {
+						taken[l.kind()] = 0
+					}
+					missing = len(taken)
+				}
 				l := lanes[r.IntN(len(lanes))]
 				data, known, opt := anyPacket(r, l), spoil(r, n.entries()), withGSO(pick[uint32](r, 0, 0, 0, 500, 1448))
 				if r.IntN(16) == 0 {
@@ -313,13 +320,14 @@ func TestExpressAgrees(t *testing.T) {
 						express, general, cmp.Diff(express.entries, general.entries))
 				}
 				if express.lane {
+					if taken[l.kind()] == 0 {
+						missing--
+					}
 					taken[l.kind()]++
 				}
 			}
-			for _, l := range n.lanes(s.overlay) {
-				if taken[l.kind()] == 0 {
-					t.Errorf("seed %d: the express lane took no packet of %s", seed, l.kind())
-				}
+			if missing != 0 {
+				t.Errorf("seed %d: there are packets of which the express lane took none: %v", seed, taken)
 			}
 			t.Log(taken)
 		})
