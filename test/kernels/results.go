@@ -22,7 +22,7 @@ type outcome struct {
 }
 
 // results holds the outcomes by package and test, parted by a space. Subtests
-// count with the test that they belong to.
+// count with the test that they belong to: it is skipped if all of them are.
 type results map[string]outcome
 
 // part is what one test binary wrote.
@@ -83,32 +83,53 @@ func records(ctx context.Context, kernel string, parts []part) ([]byte, error) {
 func read(raw []byte) (results, error) {
 	out := results{}
 	said := map[string]string{}
+	parts := map[string]*subtests{}
 	for line := range bytes.Lines(raw) {
 		var e struct{ Action, Package, Test, Output string }
 		if err := json.Unmarshal(line, &e); err != nil {
 			return nil, fmt.Errorf("not a record of go test -json: %w", err)
 		}
 		_, pkg, _ := strings.Cut(e.Package, "/")
+		whole, _, isPart := strings.Cut(e.Test, "/")
 		name := pkg + " " + e.Test
-		if strings.Contains(e.Test, "/") {
-			continue
-		}
-		switch e.Action {
-		case "run":
-			out[name] = outcome{Action: "unfinished"}
-		case "output":
+		switch {
+		case e.Action == "output":
 			if _, text, ok := strings.Cut(e.Output, "_test.go:"); ok { // file:line: text
 				_, text, _ = strings.Cut(text, ": ")
 				said[name] = strings.TrimSpace(text)
 			}
-		case "pass", "fail", "skip":
-			switch {
-			case e.Test != "" || e.Action == "fail":
-				out[name] = outcome{Action: e.Action, Reason: said[name]}
-			default: // the package was run again
-				delete(out, name)
+		case isPart:
+			if p := parts[pkg+" "+whole]; p != nil {
+				p.add(e.Action, said[name])
 			}
+		case e.Action == "run":
+			out[name], parts[name] = outcome{Action: "unfinished"}, &subtests{}
+		case e.Test == "" && (e.Action == "pass" || e.Action == "skip"): // the package was run again
+			delete(out, name)
+		case e.Action == "pass" && parts[name] != nil && parts[name].none():
+			out[name] = outcome{Action: "skip", Reason: parts[name].reason}
+		case e.Action == "pass", e.Action == "fail", e.Action == "skip":
+			out[name] = outcome{Action: e.Action, Reason: said[name]}
 		}
 	}
 	return out, nil
 }
+
+// subtests counts those of a test that ended, in whichever depth.
+type subtests struct {
+	passed, skipped int
+	reason          string // of the last skip
+}
+
+func (s *subtests) add(action, said string) {
+	switch action {
+	case "pass":
+		s.passed++
+	case "skip":
+		s.skipped++
+		s.reason = said
+	}
+}
+
+// none tells whether there were subtests and nothing was tested by them.
+func (s *subtests) none() bool { return s.skipped > 0 && s.passed == 0 }
