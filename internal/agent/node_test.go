@@ -5,9 +5,11 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -46,9 +48,10 @@ func node(t *testing.T) bool {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: makes namespaces and BPF maps")
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	most := patient(4 * time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), most)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v=true", "-test.timeout=4m")
+	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v=true", "-test.timeout="+most.String(), fmt.Sprintf("-test.short=%t", testing.Short()))
 	cmd.Env = append(os.Environ(), inNode+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.CombinedOutput()
@@ -59,6 +62,15 @@ func node(t *testing.T) bool {
 		t.Skipf("%s", out)
 	}
 	return false
+}
+
+// patient is d, how long a test waits at most, or more on a processor that is
+// emulated, for which -short stands.
+func patient(d time.Duration) time.Duration {
+	if testing.Short() {
+		return 6 * d
+	}
+	return d
 }
 
 func run(t *testing.T, name string, args ...string) string {
@@ -188,7 +200,7 @@ func (s *started) end() {
 		if err != nil {
 			s.t.Errorf("agent: %v", err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(patient(10 * time.Second)):
 		s.t.Fatal("agent does not end")
 	}
 }
@@ -196,7 +208,7 @@ func (s *started) end() {
 func (s *started) get(path string) ([]byte, error) {
 	c := rpc.NewClient(s.o.Paths.socket())
 	defer c.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patient(5*time.Second))
 	defer cancel()
 	return c.Get(ctx, path)
 }
@@ -229,7 +241,7 @@ func (s *started) component(name string) rpc.Component {
 func (s *started) ask(req cni.Request) cni.Response {
 	s.t.Helper()
 	var resp cni.Response
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patient(10*time.Second))
 	defer cancel()
 	if err := cniCall(ctx, s.o.Paths.cniSocket(), req, &resp); err != nil {
 		s.t.Fatal(err)
@@ -239,7 +251,7 @@ func (s *started) ask(req cni.Request) cni.Response {
 
 func eventually(t *testing.T, what string, cond func() (bool, any)) {
 	t.Helper()
-	deadline := time.NewTimer(40 * time.Second)
+	deadline := time.NewTimer(patient(40 * time.Second))
 	defer deadline.Stop()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -377,7 +389,7 @@ func TestLife(t *testing.T) {
 	api.Stop()
 	begin := time.Now()
 	s = start(t, o)
-	if d := time.Since(begin); d > 8*time.Second { // it waits for a server that is away; how long it takes is make bench-cni's
+	if d := time.Since(begin); d > patient(8*time.Second) { // it waits for a server that is away; how long it takes is make bench-cni's
 		t.Errorf("restart took %s", d)
 	}
 	if r := s.ask(cni.Request{Command: "STATUS"}); r.Error != nil {
@@ -540,7 +552,7 @@ func addPod(t *testing.T, s *started, api *apiservertest.Server, name string) ne
 
 func ping(t *testing.T, a netip.Addr) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patient(2*time.Second))
 	defer cancel()
 	if _, err := (health.Pinger{}).Ping(ctx, a); err != nil {
 		t.Error(err)
@@ -573,8 +585,12 @@ func httpCode(t *testing.T, url string) int {
 // certificate makes credentials that nobody will accept.
 func certificate(t *testing.T, dir string) {
 	t.Helper()
-	run(t, "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x", "-keyout", "/dev/null", "-out", dir+"/ca.crt")
-	if err := os.WriteFile(dir+"/token", []byte("x"), 0o600); err != nil {
-		t.Fatal(err)
+	other := httptest.NewTLSServer(nil)
+	defer other.Close()
+	crt := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: other.Certificate().Raw})
+	for name, b := range map[string][]byte{"ca.crt": crt, "token": []byte("x")} {
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

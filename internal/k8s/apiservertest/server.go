@@ -31,7 +31,16 @@ import (
 // Token is accepted by the server for a user who may do everything.
 const Token = "apiservertest"
 
-const startTimeout = 90 * time.Second
+// patient is d, how long a test waits at most, or more on a processor that is
+// emulated, for which -short stands.
+func patient(d time.Duration) time.Duration {
+	if testing.Short() {
+		return 6 * d
+	}
+	return d
+}
+
+func startTimeout() time.Duration { return patient(90 * time.Second) }
 
 // Server is a running API server.
 type Server struct {
@@ -176,19 +185,19 @@ func (s *Server) Restart() {
 		"--authorization-mode=RBAC", "--shutdown-delay-duration=0s",
 		"--endpoint-reconciler-type=none")
 	s.run("apiserver", s.cmd)
-	s.client = &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+	s.client = &http.Client{Timeout: patient(10 * time.Second), Transport: &http.Transport{
 		// The certificate is the server's own and of this minute.
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true,
 	}}
 	if !poll(func() bool { code, _ := s.try(http.MethodGet, "/readyz", "", nil); return code == http.StatusOK }) {
 		log, _ := os.ReadFile(filepath.Join(s.dir, "apiserver.log"))
-		s.t.Fatalf("kube-apiserver is not ready after %s:\n%s", startTimeout, tail(log))
+		s.t.Fatalf("kube-apiserver is not ready after %s:\n%s", startTimeout(), tail(log))
 	}
 }
 
 // poll asks until ok or the timeout of a start: another process cannot be watched.
 func poll(ok func() bool) bool {
-	deadline := time.NewTimer(startTimeout)
+	deadline := time.NewTimer(startTimeout())
 	defer deadline.Stop()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
