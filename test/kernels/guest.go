@@ -63,7 +63,7 @@ func guestRun() error {
 	if err := os.MkdirAll("/run/netns", 0o755); err != nil {
 		return err
 	}
-	for _, kv := range [][2]string{{"PATH", "/usr/sbin"}, {"HOME", "/root"}, {"TMPDIR", "/tmp"}} {
+	for _, kv := range [][2]string{{"PATH", "/usr/sbin"}, {"HOME", "/root"}, {"TMPDIR", "/tmp"}, {"WEFT_TEST_KUBE_BIN", kubernetes}} {
 		if err := os.Setenv(kv[0], kv[1]); err != nil {
 			return err
 		}

@@ -55,7 +55,7 @@ func newInitrd(ctx context.Context, im image, tests []string, plan []byte) (*ini
 	}
 	// Some tests compare Go with C and with what is documented, or read programs
 	// of other releases.
-	for _, dir := range []string{"bpf", "docs", "internal/datapath/testdata"} {
+	for _, dir := range []string{"bpf", "docs", "internal/datapath/testdata", "install/helm/weft/crds"} {
 		if err := r.addTree(dir, "/src/"+dir); err != nil {
 			return nil, err
 		}
@@ -63,7 +63,29 @@ func newInitrd(ctx context.Context, im image, tests []string, plan []byte) (*ini
 	if err := r.addCommands(ctx); err != nil {
 		return nil, err
 	}
+	r.addKubernetes()
 	return r, r.addModules(im)
+}
+
+// kubernetes is where a machine has the programs that tests of the agent need.
+const kubernetes = "/usr/lib/kubernetes"
+
+// addKubernetes takes what the lab has compiled, or what the tests would take
+// here. Without it they skip, and say so.
+func (r *initrd) addKubernetes() {
+	dirs := []string{os.Getenv("WEFT_TEST_KUBE_BIN")}
+	if cache, err := os.UserCacheDir(); err == nil {
+		dirs = append(dirs, filepath.Join(cache, "weft-lab", "bin", "*"))
+	}
+	for _, name := range []string{"kube-apiserver", "etcd"} {
+		for _, dir := range dirs {
+			found, err := filepath.Glob(filepath.Join(dir, name))
+			if dir != "" && err == nil && len(found) > 0 {
+				r.files[kubernetes+"/"+name] = found[0]
+				break
+			}
+		}
+	}
 }
 
 // addCommands takes the machine's own, with the libraries that they are linked with.

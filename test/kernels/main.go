@@ -221,7 +221,7 @@ func boot(ctx context.Context, o options, im image, bins []binary, p plan) (raw 
 		return nil, nil, err
 	}
 	base := filepath.Join(o.work, im.release)
-	m := machine{image: im, initrd: base + ".initrd", console: base + ".console", output: base + ".output", memoryMB: 2048, cpus: 2}
+	m := machine{image: im, initrd: base + ".initrd", console: base + ".console", output: base + ".output", memoryMB: 3072, cpus: 2}
 	if err := r.write(m.initrd); err != nil {
 		return nil, nil, err
 	}
