@@ -58,15 +58,12 @@ func sendDF(t *testing.T, s *space, to netip.AddrPort, size int) (int, error) {
 func eventually(t *testing.T, s *space, to netip.AddrPort, size int) error {
 	t.Helper()
 	var err error
-	for range 4 {
+	for end := time.Now().Add(patience); time.Now().Before(end); {
 		c, derr := dial(t, s, "udp", to)
 		if derr != nil {
 			return derr
 		}
-		if err = c.SetDeadline(time.Now().Add(time.Second)); err != nil {
-			return err
-		}
-		if err = exchange(c, size); err == nil {
+		if err = exchangeIn(time.Second, c, size); err == nil {
 			return nil
 		}
 	}

@@ -68,10 +68,7 @@ func TestReopenUnderTraffic(t *testing.T) {
 
 func streamUntil(c net.Conn, stop <-chan struct{}) error {
 	for goesOn(stop) {
-		if err := c.SetDeadline(time.Now().Add(4 * patience)); err != nil {
-			return err
-		}
-		if err := exchange(c, 100000); err != nil {
+		if err := exchangeIn(4*patience, c, 100000); err != nil {
 			return err
 		}
 	}

@@ -20,8 +20,8 @@ import (
 )
 
 // patience is how long a test waits for what should take milliseconds: other
-// tests may occupy all cores.
-const patience = 10 * time.Second
+// tests may occupy all cores, which may be emulated.
+const patience = 30 * time.Second
 
 // echoTCP serves one port in a namespace: it sends back all that it gets.
 func echoTCP(t testing.TB, s *space, at netip.AddrPort) {
@@ -83,8 +83,15 @@ func dial(t testing.TB, s *space, network string, to netip.AddrPort) (net.Conn, 
 	return c, c.SetDeadline(time.Now().Add(patience))
 }
 
-// exchange sends size bytes and wants them back.
-func exchange(c net.Conn, size int) error {
+// exchange sends size bytes and wants them back. Its time begins now, and not
+// when the connection came about: programs may have been loaded since.
+func exchange(c net.Conn, size int) error { return exchangeIn(patience, c, size) }
+
+// exchangeIn is exchange with as much time as most.
+func exchangeIn(most time.Duration, c net.Conn, size int) error {
+	if err := c.SetDeadline(time.Now().Add(most)); err != nil {
+		return err
+	}
 	out, in := make([]byte, size), make([]byte, size)
 	_, _ = rand.Read(out)
 	sent := make(chan error, 1)
