@@ -100,7 +100,7 @@ func find(t testing.TB, name string) string {
 			return found[0]
 		}
 	}
-	t.Skipf("no %s: `make lab` compiles one, or set WEFT_TEST_KUBE_BIN", name)
+	t.Skipf("no %s: `build/bin/weft-lab build` compiles one, or set WEFT_TEST_KUBE_BIN", name)
 	return ""
 }
 
