@@ -15,8 +15,12 @@ import (
 	"github.com/cilium/statedb/index"
 )
 
-// FrontendsName is the name of the table of frontends.
-const FrontendsName = "frontends"
+// Names of the tables of services.
+const (
+	ServicesName       = "services"
+	EndpointSlicesName = "endpointslices"
+	FrontendsName      = "frontends"
+)
 
 // Transport protocols of services, as the IP header numbers them.
 const (

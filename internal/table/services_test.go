@@ -55,13 +55,17 @@ func TestFrontendKeysDoNotCollide(t *testing.T) {
 
 // Guards against a list in a shape that scripts written for Cilium's do not read.
 func TestFrontendReadsAsCiliums(t *testing.T) {
-	f := table.Frontend{Key: key("[fd00::1]:53", table.ProtoUDP, table.ScopeInternal), ServiceID: 7, Type: table.FrontendClusterIP,
+	f := table.Frontend{
+		Key: key("[fd00::1]:53", table.ProtoUDP, table.ScopeInternal), ServiceID: 7, Type: table.FrontendClusterIP,
 		Namespace: "kube-system", Service: "dns", PortName: "dns", Backends: []table.BackendRef{
 			{ID: 3, Addr: netip.MustParseAddrPort("[fd01::2]:5353"), Proto: table.ProtoUDP},
 			{ID: 4, Addr: netip.MustParseAddrPort("[fd01::3]:5353"), Proto: table.ProtoUDP, Terminating: true},
-		}}
-	want := []string{"7", "[fd00::1]:53/UDP/i", "ClusterIP", "kube-system/dns:dns",
-		"3 => [fd01::2]:5353/UDP (active),4 => [fd01::3]:5353/UDP (terminating)"}
+		},
+	}
+	want := []string{
+		"7", "[fd00::1]:53/UDP/i", "ClusterIP", "kube-system/dns:dns",
+		"3 => [fd01::2]:5353/UDP (active),4 => [fd01::3]:5353/UDP (terminating)",
+	}
 	for i, cell := range f.TableRow() {
 		if cell != want[i] {
 			t.Errorf("column %s: %q, want %q", f.TableHeader()[i], cell, want[i])

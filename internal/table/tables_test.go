@@ -42,7 +42,8 @@ func TestFamiliesDoNotCollide(t *testing.T) {
 // column of the CLI's lists.
 func TestRowsMatchHeaders(t *testing.T) {
 	for _, r := range []statedb.TableWritable{
-		&table.Endpoint{}, &table.Node{}, &table.RemotePod{}, &table.IPCache{}, &table.Device{}, &table.Route{}, &table.Frontend{},
+		&table.Endpoint{}, &table.Node{}, &table.RemotePod{}, &table.IPCache{}, &table.Device{}, &table.Route{},
+		&table.Service{}, &table.EndpointSlice{}, &table.Frontend{},
 	} {
 		if h, c := len(r.TableHeader()), len(r.TableRow()); h != c {
 			t.Errorf("%T: %d headers, %d cells", r, h, c)
