@@ -34,6 +34,8 @@ func rules() []rule {
 		{pkg: "internal/forecast", deny: []string{"client-go", "ebpf", "netlink", "statedb"}, deps: true},
 		{pkg: "internal/arrival", deny: []string{"client-go", "ebpf", "netlink"}, deps: true},
 		{pkg: "internal/masquerade", deny: []string{"client-go", "ebpf", "netlink", "statedb"}, deps: true},
+		{pkg: "internal/service", deny: []string{"client-go", "ebpf", "netlink"}, deps: true},
+		{pkg: "internal/service", deny: []string{"statedb"}}, // the rows' package has it
 		{pkg: "internal/reconcile", deny: []string{"client-go", "ebpf", "netlink"}, deps: true},
 		{pkg: "internal/config", deny: []string{"client-go", "ebpf", "netlink"}, deps: true},
 		{pkg: "internal/k8s", deny: []string{"ebpf", "netlink"}, deps: true},
