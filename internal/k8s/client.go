@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package k8s is the agent's side of the Kubernetes API: reflectors fill the
-// tables nodes and remote-pods, and writers publish what this node has. It is
+// tables nodes, remote-pods, services and endpointslices, and writers publish what this node has. It is
 // the only package of the agent that imports client-go, and it takes no more of
 // it than REST clients and reflectors: the full client set would cost more
 // memory than all else in the agent.
@@ -25,6 +25,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -70,16 +71,17 @@ type Config struct {
 
 // Client makes calls to the API server and remembers how they went.
 type Client struct {
-	node   string
-	log    *slog.Logger
-	http   *http.Client
-	core   *rest.RESTClient
-	cilium *rest.RESTClient
-	weft   *rest.RESTClient
-	params runtime.ParameterCodec
-	conn   *connection
-	pool   bool // Config.ClusterPool or Config.MultiPool
-	multi  bool // Config.MultiPool
+	node      string
+	log       *slog.Logger
+	http      *http.Client
+	core      *rest.RESTClient
+	discovery *rest.RESTClient
+	cilium    *rest.RESTClient
+	weft      *rest.RESTClient
+	params    runtime.ParameterCodec
+	conn      *connection
+	pool      bool // Config.ClusterPool or Config.MultiPool
+	multi     bool // Config.MultiPool
 }
 
 // NewClient prepares the clients. It makes no call.
@@ -123,6 +125,10 @@ func NewClient(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kubernetes API %s: %w", server, err)
 	}
+	discovery, err := restFor("/apis", discoveryv1.SchemeGroupVersion, runtime.ContentTypeProtobuf)
+	if err != nil {
+		return nil, fmt.Errorf("kubernetes API %s: %w", server, err)
+	}
 	cilium, err := restFor("/apis", ciliumv2.SchemeGroupVersion(), runtime.ContentTypeJSON)
 	if err != nil {
 		return nil, fmt.Errorf("kubernetes API %s: %w", server, err)
@@ -132,7 +138,7 @@ func NewClient(cfg Config) (*Client, error) {
 		return nil, fmt.Errorf("kubernetes API %s: %w", server, err)
 	}
 	return &Client{
-		node: cfg.NodeName, log: cfg.Log, http: httpClient, core: core, cilium: cilium, weft: weft,
+		node: cfg.NodeName, log: cfg.Log, http: httpClient, core: core, discovery: discovery, cilium: cilium, weft: weft,
 		params: runtime.NewParameterCodec(scheme), conn: newConnection(server), pool: cfg.ClusterPool || cfg.MultiPool, multi: cfg.MultiPool,
 	}, nil
 }
@@ -140,7 +146,7 @@ func NewClient(cfg Config) (*Client, error) {
 func newScheme() (*runtime.Scheme, error) {
 	scheme := runtime.NewScheme()
 	metav1.AddToGroupVersion(scheme, schema.GroupVersion{Version: "v1"})
-	return scheme, errors.Join(metav1.AddMetaToScheme(scheme), corev1.AddToScheme(scheme), ciliumv2.AddToScheme(scheme), weftv1alpha1.AddToScheme(scheme))
+	return scheme, errors.Join(metav1.AddMetaToScheme(scheme), corev1.AddToScheme(scheme), discoveryv1.AddToScheme(scheme), ciliumv2.AddToScheme(scheme), weftv1alpha1.AddToScheme(scheme))
 }
 
 // Close drops idle connections.

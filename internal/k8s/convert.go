@@ -17,7 +17,7 @@ import (
 // With pool, the pod ranges are those of cn. Addresses and ranges that cannot be
 // parsed are left out.
 func nodeRow(n *corev1.Node, cn *ciliumv2.CiliumNode, local, pool bool) *table.Node {
-	row := &table.Node{Name: n.Name, Local: local, UID: string(n.UID), ProviderID: n.Spec.ProviderID}
+	row := &table.Node{Name: n.Name, Local: local, UID: string(n.UID), ProviderID: n.Spec.ProviderID, Zone: n.Labels[corev1.LabelTopologyZone]}
 	for _, a := range n.Status.Addresses {
 		if a.Type != corev1.NodeInternalIP {
 			continue
@@ -77,7 +77,7 @@ func podCIDRs(n *corev1.Node, cn *ciliumv2.CiliumNode, pool bool) []string {
 }
 
 func sameNode(a, b *table.Node) bool {
-	return a.Name == b.Name && a.Local == b.Local && a.UID == b.UID && a.ProviderID == b.ProviderID && a.PoolError == b.PoolError &&
+	return a.Name == b.Name && a.Local == b.Local && a.UID == b.UID && a.ProviderID == b.ProviderID && a.Zone == b.Zone && a.PoolError == b.PoolError &&
 		a.Ready == b.Ready && a.NetworkReady == b.NetworkReady && a.AgentNotReady == b.AgentNotReady && a.Tunnel == b.Tunnel &&
 		slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.PodCIDRs, b.PodCIDRs) && slices.Equal(a.HealthIPs, b.HealthIPs)
 }
@@ -131,6 +131,7 @@ func stripNode(n *corev1.Node) *corev1.Node {
 		Spec:       corev1.NodeSpec{PodCIDR: n.Spec.PodCIDR, PodCIDRs: n.Spec.PodCIDRs, ProviderID: n.Spec.ProviderID},
 		Status:     corev1.NodeStatus{Addresses: n.Status.Addresses},
 	}
+	out.Labels = only(n.Labels, corev1.LabelTopologyZone)
 	for _, t := range n.Spec.Taints {
 		if t.Key == AgentNotReadyTaint {
 			out.Spec.Taints = append(out.Spec.Taints, corev1.Taint{Key: t.Key, Effect: t.Effect})

@@ -58,7 +58,7 @@ func newFixture(t *testing.T, s *apiservertest.Server) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tables := k8s.Tables{DB: db, Nodes: nodes, Pods: pods}
+	tables := k8s.Tables{DB: db, Nodes: nodes, Pods: pods, Services: serviceTables(t, db)}
 	return &fixture{Server: s, client: c, tables: tables, reflect: k8s.NewReflect(c, tables)}
 }
 
@@ -198,6 +198,7 @@ func TestAgainstAPIServer(t *testing.T) {
 	t.Run("ledger", func(t *testing.T) { testLedger(t, f) })
 	t.Run("ledgers", func(t *testing.T) { testLedgers(t, f) })
 	t.Run("choice of pools", func(t *testing.T) { testPoolChoice(t, f) })
+	t.Run("services", func(t *testing.T) { testServices(t, f) })
 	t.Run("the server goes away and comes back", func(t *testing.T) { testOutage(t, f) })
 	t.Run("pods that are gone", func(t *testing.T) { testPodGone(t, f) })
 }
@@ -208,7 +209,9 @@ func waitInit(t *testing.T, f *fixture) {
 		txn := f.tables.DB.ReadTxn()
 		n, _ := f.tables.Nodes.Initialized(txn)
 		p, _ := f.tables.Pods.Initialized(txn)
-		return n && p, f.client.Connection()
+		s, _ := f.tables.Services.Services.Initialized(txn)
+		e, _ := f.tables.Services.Slices.Initialized(txn)
+		return n && p && s && e, f.client.Connection()
 	})
 }
 

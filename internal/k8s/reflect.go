@@ -11,6 +11,7 @@ import (
 	"github.com/cilium/statedb"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -36,14 +37,18 @@ type Tables struct {
 	Pods  statedb.RWTable[*table.RemotePod]
 	// When the events behind the rows arrived; nil: nobody asks.
 	NodesArrived, PodsArrived *arrival.Log
+	// Services are reflected only where somebody wants them; nil: nobody does.
+	Services *ServiceTables
 }
 
-// Reflect carries Nodes, CiliumNodes and CiliumEndpoints into tables.
+// Reflect carries Nodes, CiliumNodes and CiliumEndpoints into tables, and
+// Services with their EndpointSlices.
 type Reflect struct {
-	client *Client
-	tables Tables
-	nodes  *nodeStore
-	pods   *podStore
+	client   *Client
+	tables   Tables
+	nodes    *nodeStore
+	pods     *podStore
+	services *serviceStores // nil: nobody asks for them
 }
 
 // NewReflect registers the tables' initializers; they are done when the first
@@ -70,6 +75,9 @@ func NewReflect(client *Client, tables Tables) *Reflect {
 	r.nodes.nodesDone = once(nodesResource, nodesDone)
 	r.nodes.ciliumNodesDone = once(ciliumv2.CiliumNodeResource, ciliumNodesDone)
 	r.pods = &podStore{tables: tables, done: once(ciliumv2.CiliumEndpointResource, podsDone)}
+	if tables.Services != nil {
+		r.services = newServiceStores(tables.DB, *tables.Services, once)
+	}
 	return r
 }
 
@@ -78,26 +86,38 @@ func (r *Reflect) Run(ctx context.Context) error {
 	c := r.client
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		return c.reflect(ctx, c.core, nodesResource, &corev1.Node{}, &corev1.NodeList{}, nodeSide{r.nodes})
+		return c.reflect(ctx, listWatch{rest: c.core, resource: nodesResource, list: &corev1.NodeList{}}, &corev1.Node{}, nodeSide{r.nodes})
 	})
 	g.Go(func() error {
-		return c.reflect(ctx, c.cilium, ciliumv2.CiliumNodeResource, &ciliumv2.CiliumNode{}, &ciliumv2.CiliumNodeList{}, ciliumNodeSide{r.nodes})
+		lw := listWatch{rest: c.cilium, resource: ciliumv2.CiliumNodeResource, list: &ciliumv2.CiliumNodeList{}}
+		return c.reflect(ctx, lw, &ciliumv2.CiliumNode{}, ciliumNodeSide{r.nodes})
 	})
 	g.Go(func() error {
-		return c.reflect(ctx, c.cilium, ciliumv2.CiliumEndpointResource, &ciliumv2.CiliumEndpoint{}, &ciliumv2.CiliumEndpointList{}, r.pods)
+		lw := listWatch{rest: c.cilium, resource: ciliumv2.CiliumEndpointResource, list: &ciliumv2.CiliumEndpointList{}}
+		return c.reflect(ctx, lw, &ciliumv2.CiliumEndpoint{}, r.pods)
 	})
+	if r.services != nil {
+		g.Go(func() error {
+			lw := listWatch{rest: c.core, resource: servicesResource, list: &corev1.ServiceList{}, selector: forNodesProxy}
+			return c.reflect(ctx, lw, &corev1.Service{}, r.services.services)
+		})
+		g.Go(func() error {
+			lw := listWatch{rest: c.discovery, resource: endpointSlicesResource, list: &discoveryv1.EndpointSliceList{}, selector: forNodesProxy}
+			return c.reflect(ctx, lw, &discoveryv1.EndpointSlice{}, r.services.slices)
+		})
+	}
 	return g.Wait()
 }
 
 // reflect runs one reflector. Its delays grow to 15 s at most, jittered, so that
 // a cluster's agents do not return to a restarted API server at one moment, and
 // still all of them within a quarter of a minute.
-func (c *Client) reflect(ctx context.Context, rc *rest.RESTClient, resource string, kind, list runtime.Object, store cache.ReflectorStore) error {
-	lw := &listWatch{client: c, rest: rc, resource: resource, list: list}
+func (c *Client) reflect(ctx context.Context, lw listWatch, kind runtime.Object, store cache.ReflectorStore) error {
+	lw.client = c
 	logger := discardLogger()
 	ctx = klog.NewContext(ctx, logger)
-	r := cache.NewReflectorWithOptions(lw, kind, store, cache.ReflectorOptions{
-		Name: resource, Logger: &logger,
+	r := cache.NewReflectorWithOptions(&lw, kind, store, cache.ReflectorOptions{
+		Name: lw.resource, Logger: &logger,
 		Backoff: &wait.Backoff{Duration: 500 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 20, Cap: 15 * time.Second},
 	})
 	r.RunWithContext(ctx)
@@ -110,11 +130,13 @@ type listWatch struct {
 	rest     *rest.RESTClient
 	resource string
 	list     runtime.Object // an empty list to copy
+	selector string         // of labels; empty: all
 }
 
 // ListWithContext gets all objects.
 func (l *listWatch) ListWithContext(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
 	out := l.list.DeepCopyObject()
+	opts.LabelSelector = l.selector
 	err := l.rest.Get().Resource(l.resource).VersionedParams(&opts, l.client.params).Do(ctx).Into(out)
 	l.client.conn.noteList(l.resource, err)
 	if err != nil {
@@ -126,7 +148,7 @@ func (l *listWatch) ListWithContext(ctx context.Context, opts metav1.ListOptions
 
 // WatchWithContext starts a watch.
 func (l *listWatch) WatchWithContext(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
-	opts.Watch = true
+	opts.Watch, opts.LabelSelector = true, l.selector
 	w, err := l.rest.Get().Resource(l.resource).VersionedParams(&opts, l.client.params).Watch(ctx)
 	l.client.conn.noteList(l.resource, err)
 	if err != nil {

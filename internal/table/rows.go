@@ -116,6 +116,7 @@ type Node struct {
 
 	UID           string `json:"uid,omitempty"`           // of the Node
 	ProviderID    string `json:"providerID,omitempty"`    // Node.spec.providerID
+	Zone          string `json:"zone,omitempty"`          // label topology.kubernetes.io/zone
 	AgentNotReady bool   `json:"agentNotReady,omitempty"` // carries the taint node.cilium.io/agent-not-ready
 	NetworkReady  bool   `json:"networkReady,omitempty"`  // condition NetworkUnavailable is False
 	PoolError     string `json:"poolError,omitempty"`     // of the local node: why the operator gives it no range
