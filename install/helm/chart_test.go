@@ -100,6 +100,7 @@ func TestSettingsAreWhatTheAgentReads(t *testing.T) {
 		{"--set", "devices={eth0,bond*}"},
 		{"--set", "bpf.masquerade=true,ipv4NativeRoutingCIDR=10.0.0.0/8,bpf.masqueradePorts=50000-60000"},
 		{"--set", "bpf.masquerade=true,ipMasqAgent.enabled=true,ipv6.enabled=true"},
+		{"--set", "socketLB.enabled=true,bpf.lbMapMax=1024"},
 	} {
 		data := settings(t, args...)
 		if _, err := config.Parse(data); err != nil {
@@ -127,6 +128,7 @@ func TestEachHonouredKeyHasAnEffect(t *testing.T) {
 		"annotations":                 `{"a":"b"}`,
 		"autoDirectNodeRoutes":        "false",
 		"bpf.monitorAggregation":      `"none"`,
+		"bpf.lbMapMax":                "1024",
 		"bpf.masquerade":              "true",
 		"bpf.masqueradePorts":         `"50000-60000"`,
 		"cgroup.autoMount.enabled":    "false",
@@ -181,6 +183,7 @@ func TestEachHonouredKeyHasAnEffect(t *testing.T) {
 		"resources":                     `{"limits":{"memory":"1Gi"}}`,
 		"rollOutCiliumPods":             "false",
 		"routingMode":                   `"tunnel"`,
+		"socketLB.enabled":              "true",
 		"terminationGracePeriodSeconds": "9",
 		"tolerations":                   `[{"key":"a"}]`,
 		"tunnelPort":                    "4789",
@@ -360,6 +363,8 @@ func TestRefusals(t *testing.T) {
 		{"cgroup.autoMount.resources.x=1", []string{"Nearest key that works: cgroup.autoMount.enabled"}},
 		{"kubeProxyReplacement=true", []string{"beside kube-proxy"}},
 		{"kubeProxyReplacement=strict", []string{"kubeProxyReplacement=strict", "beside kube-proxy"}},
+		{"socketLB.hostNamespaceOnly=true", []string{"socketLB.hostNamespaceOnly=true", "Nearest key that works: socketLB.enabled"}},
+		{"bpf.lbMapMax=10", []string{"lbMapMax"}},
 		{"routingMode=overlay", []string{"native", "tunnel"}},
 		{"routingMode=tunnel,tunnelProtocol=geneve", []string{"not Geneve", "tunnelProtocol=vxlan"}},
 		{"routingMode=tunnel,underlayProtocol=auto", []string{"by one family"}},

@@ -9,11 +9,12 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 )
 
-// rights returns what a role of the chart with its own values allows, by resource.
-func rights(t *testing.T, role string) map[string][]string {
+// rights returns what a role of the chart allows, by resource; with its own values
+// if none are given.
+func rights(t *testing.T, role string, args ...string) map[string][]string {
 	t.Helper()
 	got := map[string][]string{}
-	for _, r := range object[rbacv1.ClusterRole](t, render(t), role).Rules {
+	for _, r := range object[rbacv1.ClusterRole](t, render(t, args...), role).Rules {
 		for _, res := range r.Resources {
 			got[res] = append(got[res], r.Verbs...)
 		}
@@ -36,6 +37,11 @@ func TestAgentsRights(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("rights (-want +got):\n%s", diff)
+	}
+	// Only an agent that has use for them reads the cluster's Services.
+	want["services"], want["endpointslices"] = []string{"list", "watch"}, []string{"list", "watch"}
+	if diff := cmp.Diff(want, rights(t, "ClusterRole/weft-agent", "--set", "socketLB.enabled=true")); diff != "" {
+		t.Errorf("rights with socketLB.enabled (-want +got):\n%s", diff)
 	}
 }
 

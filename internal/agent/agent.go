@@ -66,6 +66,7 @@ type Agent struct {
 	masq      *masquerader
 	bigTCP    *bigTCP
 	derive    *deriver
+	services  *services // nil: kube-proxy's alone
 	fill      *fillWatch
 
 	client    *k8s.Client
@@ -205,6 +206,7 @@ func (a *Agent) newKubernetes(ctx context.Context) (err error) {
 	}
 	tables := k8s.Tables{
 		DB: a.t.db, Nodes: a.t.nodes, Pods: a.t.pods, NodesArrived: a.t.arrived.nodes, PodsArrived: a.t.arrived.pods,
+		Services: a.reflected(),
 	}
 	a.reflect = k8s.NewReflect(a.client, tables)
 	a.publisher = k8s.NewPublisher(a.client, a.reflect)
@@ -313,6 +315,7 @@ func (a *Agent) newLoops() (err error) {
 		a.derive.view = func(n *table.Node) *table.Node { return a.pool.View(n, a.endpoints.Ranges()) }
 	}
 	a.derive.SetOverlay(a.overlay.view())
+	a.newServices()
 	a.ipcacheLoop, err = reconcile.New(reconcile.Config[*table.IPCache]{
 		Name: "ipcache", DB: a.t.db, Table: a.t.ipcache, Log: a.log, PruneInterval: pruneEvery,
 		Target:  ipcacheTarget{m: a.dp.Maps().IPCache, local: a.held},
@@ -444,7 +447,7 @@ func (a *Agent) background(ctx context.Context, g *errgroup.Group) {
 		a.reflect.Run, a.publisher.Run, a.publishEndpoints,
 		a.followNode, a.followDevices, a.followMTU, a.followBigTCP, a.followWays, a.followRoutes, a.followOverlay, a.followForward, a.checkCilium, a.runGate, a.markReady,
 		a.peers.Run, a.readEvents, a.scrub, a.followFloods, a.maintain, a.sendReports, a.followLedger, a.followPools, a.followNodeRoutes,
-		a.followLeaks, a.masq.run, a.fill.run,
+		a.followLeaks, a.masq.run, a.fill.run, a.runServices,
 	} {
 		g.Go(func() error { return f(ctx) })
 	}

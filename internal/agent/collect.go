@@ -31,6 +31,7 @@ type readings struct {
 	proven      func() bool
 	connected   func() bool
 	translated  func() int
+	services    func() (serviceReading, bool)
 }
 
 // collector turns readings into metrics.
@@ -71,6 +72,10 @@ func newCollector(r readings) *collector {
 		{"weft_peer_reachable", "1 if the last probe of a peer's health address was answered.", []string{"peer", "address"}},
 		{"weft_peer_round_trip_seconds", "Round trip of the last probe that was answered.", []string{"peer", "address"}},
 		{"weft_nat_entries", "Masqueraded flows, and ports that the host holds among theirs, as counted last.", nil},
+		{"weft_services", "Services with frontends, where connections are balanced at the socket; absent where they are not.", nil},
+		{"weft_service_frontends", "Frontends of Services: rows of the kernel's maps.", nil},
+		{"weft_service_backends", "Backends that some Service names.", nil},
+		{"weft_service_findings", "What could not be done for Services, by kind: what cannot be read (BadInput), what another Service has (Clash), what has no place (Overflow).", []string{"kind"}},
 		{"weft_node_proven", "1 if this node takes pods.", nil},
 		{"weft_kubernetes_connected", "1 if no call to the API server fails at present.", nil},
 	} {
@@ -100,6 +105,14 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	gauge("weft_node_proven", number(c.r.proven()))
 	gauge("weft_kubernetes_connected", number(c.r.connected()))
 	gauge("weft_nat_entries", float64(c.r.translated()))
+	if s, ok := c.r.services(); ok {
+		gauge("weft_services", float64(s.Services))
+		gauge("weft_service_frontends", float64(s.Frontends))
+		gauge("weft_service_backends", float64(s.Backends))
+		for kind, n := range s.Findings {
+			gauge("weft_service_findings", float64(n), string(kind))
+		}
+	}
 	for _, r := range c.r.ipam().Ranges {
 		gauge("weft_ipam_addresses", float64(r.Used), r.Prefix.String(), r.Pool, "used")
 		gauge("weft_ipam_addresses", float64(r.Quarantined), r.Prefix.String(), r.Pool, "quarantined")

@@ -31,15 +31,24 @@ type tables struct {
 	ipcache   statedb.RWTable[*table.IPCache]
 	devices   statedb.RWTable[*table.Device]
 	routes    statedb.RWTable[*table.Route]
+	services  statedb.RWTable[*table.Service]
+	slices    statedb.RWTable[*table.EndpointSlice]
+	frontends statedb.RWTable[*table.Frontend]
 	arrived   arrivals
 }
 
 // arrivals say of each table when what led to its changes arrived from the API server.
-type arrivals struct{ nodes, pods, ipcache, routes *arrival.Log }
+type arrivals struct {
+	nodes, pods, ipcache, routes *arrival.Log
+	services, slices, frontends  *arrival.Log
+}
 
 func newTables() (t tables, err error) {
 	t.db = statedb.New()
-	t.arrived = arrivals{&arrival.Log{}, &arrival.Log{}, &arrival.Log{}, &arrival.Log{}}
+	t.arrived = arrivals{
+		nodes: &arrival.Log{}, pods: &arrival.Log{}, ipcache: &arrival.Log{}, routes: &arrival.Log{},
+		services: &arrival.Log{}, slices: &arrival.Log{}, frontends: &arrival.Log{},
+	}
 	for _, f := range []func() error{
 		func() error { t.endpoints, err = table.NewEndpoints(t.db); return err },
 		func() error { t.nodes, err = table.NewNodes(t.db); return err },
@@ -47,6 +56,9 @@ func newTables() (t tables, err error) {
 		func() error { t.ipcache, err = table.NewIPCache(t.db); return err },
 		func() error { t.devices, err = table.NewDevices(t.db); return err },
 		func() error { t.routes, err = table.NewRoutes(t.db); return err },
+		func() error { t.services, err = table.NewServices(t.db); return err },
+		func() error { t.slices, err = table.NewEndpointSlices(t.db); return err },
+		func() error { t.frontends, err = table.NewFrontends(t.db); return err },
 	} {
 		if err := f(); err != nil {
 			return t, err

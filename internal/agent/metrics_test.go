@@ -18,6 +18,7 @@ import (
 	"github.com/weft-net/weft/internal/health"
 	"github.com/weft-net/weft/internal/ipam"
 	"github.com/weft-net/weft/internal/reconcile"
+	"github.com/weft-net/weft/internal/service"
 )
 
 // fullRegistry is the agent's registry, with parts that have something to say on
@@ -46,6 +47,9 @@ func fullRegistry(t *testing.T) *prometheus.Registry {
 		fill:        func() []maps.MapRow { return []maps.MapRow{row, {Name: "weft_cfg"}} },
 		programs: func() ([]datapath.ProgramRun, error) {
 			return []datapath.ProgramRun{{Program: "from_pod", Runs: 1, Time: time.Second}}, nil
+		},
+		services: func() (serviceReading, bool) {
+			return serviceReading{Findings: map[service.Kind]int{service.Clash: 1}}, true
 		},
 		charged: func() (charged, error) { return charged{1, 2}, nil },
 		peers:   func() []health.PeerResult { return []health.PeerResult{{Name: "n2", Addr: ip("10.0.0.1")}} },

@@ -34,7 +34,7 @@ func (a *Agent) Status(ctx context.Context) rpc.Status {
 		Node: a.opts.NodeName, Version: a.opts.Version, StartedAt: a.start,
 		Components: []rpc.Component{
 			a.kubernetesComponent(), a.datapathComponent(ctx), a.fill.Component(), a.ipamComponent(), a.endpointsComponent(),
-			a.routingComponent(), a.masq.Component(), a.bigTCP.Component(), a.floods.Component(time.Now()), a.gate.Component(), a.peers.Component(), a.cniComponent(), a.proxy.Component(ctx),
+			a.routingComponent(), a.services.Component(), a.masq.Component(), a.bigTCP.Component(), a.floods.Component(time.Now()), a.gate.Component(), a.peers.Component(), a.cniComponent(), a.proxy.Component(ctx),
 			{Name: "Hubble", State: rpc.StateDisabled, Message: "not built yet"},
 			a.modulesComponent(),
 		},
@@ -291,6 +291,7 @@ func (a *Agent) registry() (http.Handler, error) {
 		peers:       a.peers.Results,
 		proven:      a.gateProven,
 		translated:  a.masq.translated,
+		services:    a.services.Reading,
 		connected:   func() bool { return len(a.client.Connection().Failing) == 0 },
 	}))
 	if err != nil {
@@ -308,6 +309,7 @@ func (a *Agent) queries() map[string]rpc.Query {
 		rpc.PathIPCache:   list(a.t.db, a.t.ipcache),
 		rpc.PathRoutes:    list(a.t.db, a.t.routes),
 		rpc.PathDevices:   list(a.t.db, a.t.devices),
+		rpc.PathServices:  a.frontends,
 		rpc.PathConfig:    func(context.Context, url.Values) (any, error) { return a.cfg, nil },
 		rpc.PathIPAM:      func(context.Context, url.Values) (any, error) { return a.addresses(), nil },
 		rpc.PathBPFEndpoint: func(context.Context, url.Values) (any, error) {

@@ -64,7 +64,7 @@ func (c *Config) check() []error {
 	if !filepath.IsAbs(c.CgroupRoot) {
 		bad("cgroup-root", "%q is not an absolute path", c.CgroupRoot)
 	}
-	return slices.Concat(errs, c.checkRouting(), c.checkMasquerade(), c.checkPool(), c.checkPools(), c.checkBigTCP(), c.checkNetwork())
+	return slices.Concat(errs, c.checkRouting(), c.checkMasquerade(), c.checkPool(), c.checkPools(), c.checkBigTCP(), c.checkSocketLB(), c.checkNetwork())
 }
 
 func (c *Config) checkNetwork() []error {

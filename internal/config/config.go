@@ -21,6 +21,7 @@ type Config struct {
 	BigTCP               BigTCP       // super-packets beyond 64 KiB
 	EnableEndpointRoutes bool         `key:"enable-endpoint-routes"`
 	KubeProxyReplacement bool         `key:"kube-proxy-replacement"` // must be false for now
+	SocketLB             SocketLB     // services, beside kube-proxy
 	Devices              []string     `key:"devices"`                // globs; empty: found by address and default route
 	CgroupRoot           string       `key:"cgroup-root"`
 	Debug                bool         `key:"debug"`

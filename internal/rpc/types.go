@@ -26,6 +26,7 @@ const (
 	PathIPCache     = "/v1/ipcache"      // []table.IPCache, the desired rows
 	PathRoutes      = "/v1/routes"       // []table.Route, the desired rows
 	PathDevices     = "/v1/devices"      // []table.Device
+	PathServices    = "/v1/services"     // []table.Frontend, the desired rows
 	PathBPFEndpoint = "/v1/bpf/endpoint" // []maps.EndpointRow, as the kernel has them
 	PathBPFIPCache  = "/v1/bpf/ipcache"  // []maps.IPCacheRow
 	PathBPFCT       = "/v1/bpf/ct"       // []maps.CTRow

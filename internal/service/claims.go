@@ -233,6 +233,13 @@ type Finding struct {
 // String returns the finding as users read it.
 func (f Finding) String() string { return "service " + f.Service + ": " + f.Message }
 
+// TakeNews tells whether Findings changed since it was asked last.
+func (m *Model) TakeNews() bool {
+	news := m.news
+	m.news = false
+	return news
+}
+
 // Findings lists what could not be done, by Service.
 func (m *Model) Findings() (out []Finding) {
 	for s := range m.trouble {

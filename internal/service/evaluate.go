@@ -50,17 +50,23 @@ func (m *Model) evaluate(s *svc, arrived time.Time) (freed bool) {
 		}
 	}
 	freed = m.publish(s, e.rows, arrived)
+	m.serving += some(e.rows) - some(s.rows)
 	s.ids, s.held, s.rows = e.ids, e.held, e.rows
 	if len(e.noRoom) > 0 || e.missing > 0 {
 		m.waiting[s] = struct{}{}
 	}
+	was := s.findings
 	s.findings = e.findings()
+	m.news = m.news || !slices.Equal(was, s.findings)
 	delete(m.trouble, s)
 	if len(s.findings) > 0 {
 		m.trouble[s] = struct{}{}
 	}
 	return freed
 }
+
+// some is 1 if there are any.
+func some(rows []*table.Frontend) int { return min(len(rows), 1) }
 
 // publish notes what differs between the rows of a Service and those that it had;
 // it replaces new ones that are equal to old ones by these. It reports whether
@@ -249,11 +255,11 @@ func (e *evaluation) findings() (out []Finding) {
 	}
 	if n := len(e.noRoom); n > 0 {
 		c := e.noRoom[0]
-		say(Overflow, "%d of %d frontends have no place, %s %s/%s among them: all %d rows of the family are in use: raise bpf-lb-service-map-max or remove Services",
+		say(Overflow, "%d of %d frontends have no place, %s %s/%s among them: all %d rows of the family are in use: raise bpf.lbMapMax or remove Services",
 			n, len(s.claims), c.typ, c.key.addr, table.ProtoName(c.key.proto), cfg.MaxFrontends)
 	}
 	if e.missing > 0 {
-		say(Overflow, "%d backends have no place and get no connections: all %d are in use: raise bpf-lb-service-backend-map-max or remove endpoints",
+		say(Overflow, "%d backends have no place and get no connections: all %d are in use: raise bpf.lbMapMax or remove endpoints",
 			e.missing, cfg.MaxBackends)
 	}
 	if len(s.claims) > 0 {

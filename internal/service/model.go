@@ -41,10 +41,12 @@ type Model struct {
 	resumed  map[uint32]bool // restored numbers that a port has taken
 	backends *backends
 	count    [2]int // rows, by family: IPv4, IPv6
+	serving  int    // Services with rows
 
 	dirty   map[*svc]time.Time // to be evaluated, with the arrival of the first event
 	waiting map[*svc]struct{}  // that did not get all, for want of room
 	trouble map[*svc]struct{}  // that have findings
+	news    bool               // findings changed since TakeNews
 	changes map[table.FrontendKey]Change
 }
 
@@ -220,6 +222,18 @@ func (m *Model) Commit() []Change {
 			a.Row.Key.Addr.Compare(b.Row.Key.Addr), cmp.Compare(a.Row.Key.Proto, b.Row.Key.Proto))
 	})
 	return out
+}
+
+// Stats count what a Model holds.
+type Stats struct {
+	Services  int // with a frontend at least
+	Frontends int // rows
+	Backends  int // that have an id
+}
+
+// Stats returns the counts of the last Commit.
+func (m *Model) Stats() Stats {
+	return Stats{Services: m.serving, Frontends: m.count[0] + m.count[1], Backends: len(m.backends.byKey)}
 }
 
 // Pending tells that another Commit has work to do: something became free that

@@ -96,6 +96,8 @@ enable-ipv4-big-tcp: {{ .Values.enableIPv4BIGTCP | quote }}
 enable-ipv6-big-tcp: {{ .Values.enableIPv6BIGTCP | quote }}
 enable-endpoint-routes: {{ .Values.endpointRoutes.enabled | quote }}
 kube-proxy-replacement: {{ .Values.kubeProxyReplacement | quote }}
+bpf-lb-sock: {{ .Values.socketLB.enabled | quote }}
+bpf-lb-map-max: {{ .Values.bpf.lbMapMax | int | quote }}
 devices: {{ include "weft.words" .Values.devices | quote }}
 cgroup-root: {{ .Values.cgroup.hostRoot | quote }}
 debug: {{ .Values.debug.enabled | quote }}

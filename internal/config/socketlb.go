@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import "fmt"
+
+// Bounds of bpf-lb-map-max. The map of backends is allocated in full.
+const (
+	minLBMap     = 256
+	maxLBMap     = 1 << 22
+	defaultLBMap = 1 << 16
+)
+
+// SocketLB says whether connections to Services get their backend at the socket.
+type SocketLB struct {
+	Enabled bool `key:"bpf-lb-sock"`
+	MapMax  int  `key:"bpf-lb-map-max"` // frontends of each family; there may be twice as many backends
+}
+
+// Backends is how many backends there may be: ids begin at 1.
+func (s SocketLB) Backends() int { return 2*s.MapMax - 1 }
+
+func (c *Config) checkSocketLB() []error {
+	if m := c.SocketLB.MapMax; m < minLBMap || m > maxLBMap {
+		return []error{fmt.Errorf("setting bpf-lb-map-max: %d is outside %d to %d: set bpf.lbMapMax to what the cluster's Services need, %d is usual", m, minLBMap, maxLBMap, defaultLBMap)}
+	}
+	return nil
+}
