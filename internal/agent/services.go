@@ -4,10 +4,8 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"sync"
 	"time"
 
@@ -295,14 +293,6 @@ func (s *services) Component() rpc.Component {
 		}
 	}
 	return c
-}
-
-// frontends answers `weft service list`.
-func (a *Agent) frontends(ctx context.Context, q url.Values) (any, error) {
-	if a.services == nil {
-		return nil, errors.New("services are kube-proxy's alone: set socketLB.enabled=true to have connections to them balanced at the socket")
-	}
-	return list(a.t.db, a.t.frontends)(ctx, q)
 }
 
 // reflected are the tables of services that are filled; nil where nobody asks.

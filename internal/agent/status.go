@@ -309,7 +309,7 @@ func (a *Agent) queries() map[string]rpc.Query {
 		rpc.PathIPCache:   list(a.t.db, a.t.ipcache),
 		rpc.PathRoutes:    list(a.t.db, a.t.routes),
 		rpc.PathDevices:   list(a.t.db, a.t.devices),
-		rpc.PathServices:  a.frontends,
+		rpc.PathServices:  list(a.t.db, a.t.frontends),
 		rpc.PathConfig:    func(context.Context, url.Values) (any, error) { return a.cfg, nil },
 		rpc.PathIPAM:      func(context.Context, url.Values) (any, error) { return a.addresses(), nil },
 		rpc.PathBPFEndpoint: func(context.Context, url.Values) (any, error) {

@@ -178,7 +178,7 @@ func (a *app) root(name string) *cobra.Command {
 		return fmt.Errorf("--output %q: give table, json or yaml", a.opts.output)
 	}
 	root.AddCommand(
-		a.statusCommand(), a.endpointCommand(), a.nodeCommand(), a.ipamCommand(), a.bpfCommand(), a.monitorCommand(),
+		a.statusCommand(), a.endpointCommand(), a.nodeCommand(), a.serviceCommand(), a.ipamCommand(), a.bpfCommand(), a.monitorCommand(),
 		a.connectivityCommand(), a.sysdumpCommand(), a.uninstallCommand(), a.holdCommand(), a.sweepCommand(), a.versionCommand(),
 	)
 	return root

@@ -66,6 +66,19 @@ func answers(last byte) map[string]any {
 		rpc.PathNodes: []table.Node{
 			{Name: "n1", Local: last == 1, Addrs: []netip.Addr{addr("192.0.2.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.1.0/24")}, HealthIPs: []netip.Addr{addr("10.0.1.1")}, Ready: true},
 		},
+		rpc.PathServices: []table.Frontend{
+			{
+				Key: table.FrontendKey{Addr: netip.MustParseAddrPort("10.96.0.10:53"), Proto: table.ProtoUDP}, Namespace: "kube-system", Service: "kube-dns",
+				PortName: "dns", Type: table.FrontendClusterIP, ServiceID: 3, Flags: table.FrontendBoth, Backends: []table.BackendRef{
+					{ID: 4, Addr: netip.MustParseAddrPort("10.0.1.7:53"), Proto: table.ProtoUDP, Node: "n1"},
+					{ID: 9, Addr: netip.MustParseAddrPort("10.0.2.8:53"), Proto: table.ProtoUDP, Node: "n2"},
+				},
+			},
+			{
+				Key:       table.FrontendKey{Addr: netip.MustParseAddrPort("[::]:30080"), Proto: table.ProtoTCP, Scope: table.ScopeInternal},
+				Namespace: "default", Service: "web", Type: table.FrontendNodePort, ServiceID: 5, Backends: []table.BackendRef{},
+			},
+		},
 		rpc.PathBPFEndpoint: []maps.EndpointRow{{ID: 7, IfIndex: 9, MAC: "02:00:00:00:00:01", HostMAC: "02:00:00:00:00:02", IPv4: v4, MTU: 1500, Generation: 1, Identity: table.IdentityInit}},
 		rpc.PathBPFIPCache:  []maps.IPCacheRow{{Prefix: netip.PrefixFrom(v4, 32), Identity: table.IdentityInit, Kind: table.KindLocalPod, EndpointID: 7}},
 		rpc.PathBPFCT: []maps.CTRow{{
@@ -95,7 +108,7 @@ func TestListsGolden(t *testing.T) {
 	c := newCluster(n1, n2)
 	var b strings.Builder
 	for _, line := range []string{
-		"endpoint list", "endpoint get 7", "endpoint list -o yaml", "node list", "bpf endpoint list", "bpf ipcache list",
+		"endpoint list", "endpoint get 7", "endpoint list -o yaml", "node list", "service list", "service list -o json", "bpf endpoint list", "bpf ipcache list",
 		"bpf ct list", "bpf ct list global", "bpf metrics list", "bpf map list", "status", "version",
 	} {
 		args := strings.Fields(line)
@@ -367,5 +380,17 @@ func TestAgentError(t *testing.T) {
 		if r.code != ExitUsage || !strings.Contains(r.err, "map weft_ct4: permission denied") {
 			t.Errorf("%s: exit code %d: %s", where, r.code, r.err)
 		}
+	}
+}
+
+// TestNoFrontendsIsExplained guards against an empty list that leaves the reader
+// to guess whether Services are Weft's at all.
+func TestNoFrontendsIsExplained(t *testing.T) {
+	n := newNode(t, map[string]any{rpc.PathServices: []table.Frontend{}})
+	if r := n.run(t, "service", "list"); r.code != ExitOK || !strings.Contains(r.err, "socketLB.enabled=true") {
+		t.Errorf("exit code %d, said %q", r.code, r.err)
+	}
+	if r := n.run(t, "service", "list", "-o", "json"); r.code != ExitOK || r.err != "" || strings.TrimSpace(r.out) != "[]" {
+		t.Errorf("as JSON: exit code %d, %q, said %q", r.code, r.out, r.err)
 	}
 }

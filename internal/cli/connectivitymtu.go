@@ -49,7 +49,7 @@ func (a *app) connectivityMTU() *cobra.Command {
 			if err := a.firstFailure(replies, merged); err != nil {
 				return err
 			}
-			if err := printRows[connectivity.PathMTU](a.Out, a.opts.output, replies, merged); err != nil {
+			if _, err := printRows[connectivity.PathMTU](a.Out, a.opts.output, replies, merged); err != nil {
 				return err
 			}
 			if err := a.complain(replies); err != nil {

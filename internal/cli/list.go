@@ -27,6 +27,8 @@ type listing struct {
 	// local takes the agent's place on the node; nil for what the agent is asked.
 	local func(ctx context.Context) (any, error)
 	args  cobra.PositionalArgs
+	// none is said beside a table without rows; empty: it speaks for itself.
+	none string
 }
 
 func listCommand[T any, P row[T]](a *app, l listing) *cobra.Command {
@@ -43,8 +45,12 @@ func listCommand[T any, P row[T]](a *app, l listing) *cobra.Command {
 			if err := a.firstFailure(replies, merged); err != nil {
 				return err
 			}
-			if err := printRows[T, P](a.Out, a.opts.output, replies, merged); err != nil {
+			n, err := printRows[T, P](a.Out, a.opts.output, replies, merged)
+			if err != nil {
 				return err
+			}
+			if n == 0 && l.none != "" {
+				fmt.Fprintln(a.Err, l.none)
 			}
 			return a.complain(replies)
 		},
@@ -103,6 +109,15 @@ func (a *app) nodeCommand() *cobra.Command {
 		listCommand[table.Node](a, listing{
 			use: "list", short: "List the nodes that an agent knows",
 			verb: []string{"node", "list"}, path: rpc.PathNodes,
+		}))
+}
+
+func (a *app) serviceCommand() *cobra.Command {
+	return group("service", "Services and their backends as connections find them",
+		listCommand[table.Frontend](a, listing{
+			use: "list", short: "List what connections to Services go to, and which backends may answer",
+			verb: []string{"service", "list"}, path: rpc.PathServices,
+			none: "No frontends. Without socketLB.enabled=true Services are kube-proxy's alone; `weft status` says more.",
 		}))
 }
 

@@ -21,11 +21,24 @@ type row[T any] interface {
 	TableRow() []string
 }
 
+// lined is implemented by rows that take several lines; cells that go on from the
+// line above are blank.
+type lined interface{ TableLines() [][]string }
+
+// linesOf renders one row.
+func linesOf[T any, P row[T]](r P) [][]string {
+	if l, ok := any(r).(lined); ok {
+		return l.TableLines()
+	}
+	return [][]string{r.TableRow()}
+}
+
 // printRows prints the rows of all replies that hold any. With nodes, a column
-// NODE (in JSON and YAML a field "node") says whose each row is.
-func printRows[T any, P row[T]](w io.Writer, output string, replies []reply, withNode bool) error {
+// NODE (in JSON and YAML a field "node") says whose each row is. It returns how
+// many lines a table has; of other forms -1.
+func printRows[T any, P row[T]](w io.Writer, output string, replies []reply, withNode bool) (int, error) {
 	if output != "table" {
-		return printRaw(w, output, replies, withNode)
+		return -1, printRaw(w, output, replies, withNode)
 	}
 	header := P(new(T)).TableHeader()
 	if withNode {
@@ -38,17 +51,18 @@ func printRows[T any, P row[T]](w io.Writer, output string, replies []reply, wit
 		}
 		var rows []T
 		if err := json.Unmarshal(r.body, &rows); err != nil {
-			return fmt.Errorf("%sanswer: %w", prefix(r.node), err)
+			return 0, fmt.Errorf("%sanswer: %w", prefix(r.node), err)
 		}
 		for i := range rows {
-			line := P(&rows[i]).TableRow()
-			if withNode {
-				line = append([]string{r.node}, line...)
+			for _, line := range linesOf[T](P(&rows[i])) {
+				if withNode {
+					line = append([]string{r.node}, line...)
+				}
+				lines = append(lines, line)
 			}
-			lines = append(lines, line)
 		}
 	}
-	return printTable(w, header, lines)
+	return len(lines), printTable(w, header, lines)
 }
 
 // printRaw passes on the objects as the agents sent them, so that nothing is

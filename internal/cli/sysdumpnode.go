@@ -48,7 +48,7 @@ func (a *app) collectNode(ctx context.Context, ar *archive) error {
 	noAgent := false
 	for name, at := range map[string]string{
 		"status.json": rpc.PathStatus, "endpoints.json": rpc.PathEndpoints, "nodes.json": rpc.PathNodes,
-		"ipcache.json": rpc.PathIPCache, "routes.json": rpc.PathRoutes, "devices.json": rpc.PathDevices,
+		"ipcache.json": rpc.PathIPCache, "routes.json": rpc.PathRoutes, "devices.json": rpc.PathDevices, "services.json": rpc.PathServices,
 		"bpf-endpoint.json": rpc.PathBPFEndpoint, "bpf-ipcache.json": rpc.PathBPFIPCache,
 		"bpf-ct.json": rpc.PathBPFCT, "bpf-metrics.json": rpc.PathBPFMetrics, "config.json": rpc.PathConfig,
 	} {

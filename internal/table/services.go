@@ -160,6 +160,20 @@ func (f *Frontend) TableRow() []string {
 	return []string{strconv.FormatUint(uint64(f.ServiceID), 10), f.Key.String(), string(f.Type), name, strings.Join(backends, ",")}
 }
 
+// TableLines is TableRow with a line for each backend, as Cilium's users read it.
+func (f *Frontend) TableLines() [][]string {
+	first := f.TableRow()
+	last := len(first) - 1
+	out := [][]string{first}
+	for i, b := range f.Backends {
+		if i > 0 {
+			out = append(out, slices.Repeat([]string{" "}, len(first)))
+		}
+		out[i][last] = b.String()
+	}
+	return out
+}
+
 // FrontendByKey is the primary index of frontends.
 var FrontendByKey = statedb.Index[*Frontend, FrontendKey]{
 	Name:       "key",
