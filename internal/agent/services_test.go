@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -310,4 +311,72 @@ func TestNodeKnowsServices(t *testing.T) {
 	api.Do(t, http.MethodDelete, "/api/v1/namespaces/default/services/web", nil, nil)
 	eventually(t, "web is gone", func() (bool, any) { f := find("0.0.0.0:30080/TCP"); return f == nil, f })
 	s.end()
+}
+
+// 10,000 Services x 10 backends: from tables to frontends, one change after that,
+// and what tables and model weigh together.
+func BenchmarkServices(b *testing.B) {
+	const services = 10_000
+	build := func() (*serviceFixture, serviceInputs) {
+		tb, err := newTables()
+		if err != nil {
+			b.Fatal(err)
+		}
+		f := &serviceFixture{t: tb}
+		f.s = newServices(tb, serviceParams{
+			model: service.Config{Node: "n1", IPv4: true, MaxFrontends: 65536, MaxBackends: 131071}, log: slog.New(slog.DiscardHandler),
+		})
+		in, err := f.s.watch()
+		if err != nil {
+			b.Fatal(err)
+		}
+		txn := tb.db.WriteTxn(tb.services, tb.slices)
+		for i := range services {
+			name := fmt.Sprintf("svc-%d", i)
+			_, _, _ = tb.services.Insert(txn, clusterIP(name, netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)}).String()))
+			_, _, _ = tb.slices.Insert(txn, slice(i, 10))
+		}
+		txn.Commit()
+		return f, in
+	}
+	b.Run("from empty", func(b *testing.B) {
+		for b.Loop() {
+			b.StopTimer()
+			f, in := build()
+			b.StartTimer()
+			if _, err := f.s.round(in); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("one change", func(b *testing.B) {
+		var before, after runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		f, in := build()
+		if _, err := f.s.round(in); err != nil {
+			b.Fatal(err)
+		}
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		i := 0
+		for b.Loop() {
+			f.setSlice(1, slice(i%services, 9+i/services%2))
+			if _, err := f.s.round(in); err != nil {
+				b.Fatal(err)
+			}
+			i++
+		}
+		b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/(1<<20), "MiB")
+	})
+}
+
+func slice(i, backends int) *table.EndpointSlice {
+	name := fmt.Sprintf("svc-%d", i)
+	s := &table.EndpointSlice{Namespace: "default", Name: name + "-1", Service: name, Ports: []table.SlicePort{{Proto: table.ProtoTCP, Port: 8080}}}
+	for j := range backends {
+		n := i*10 + j
+		s.Endpoints = append(s.Endpoints, table.SliceEndpoint{Addr: netip.AddrFrom4([4]byte{10, byte(1 + n>>16), byte(n >> 8), byte(n)}), Ready: true, Serving: true})
+	}
+	return s
 }

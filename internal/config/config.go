@@ -22,7 +22,7 @@ type Config struct {
 	EnableEndpointRoutes bool         `key:"enable-endpoint-routes"`
 	KubeProxyReplacement bool         `key:"kube-proxy-replacement"` // must be false for now
 	SocketLB             SocketLB     // services, beside kube-proxy
-	Devices              []string     `key:"devices"`                // globs; empty: found by address and default route
+	Devices              []string     `key:"devices"` // globs; empty: found by address and default route
 	CgroupRoot           string       `key:"cgroup-root"`
 	Debug                bool         `key:"debug"`
 	MonitorAggregation   string       `key:"monitor-aggregation"` // none: trace every packet; medium: new flows and drops
