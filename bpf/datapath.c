@@ -25,5 +25,6 @@ const volatile __u32 fib_flags = 0; /* BPF_FIB_LOOKUP_SKIP_NEIGH where the kerne
 #include "pod.c"
 #include "host.c"
 #include "overlay.c"
+#include "sock.c"
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -44,12 +44,12 @@ func abi(t *testing.T) string {
 		}
 		fmt.Fprintf(&b, "map %s version %s\n%s\n", name, l.Version(), l)
 	}
-	for _, file := range []string{"types.h", "reasons.h"} {
+	for _, file := range []string{"types.h", "reasons.h", "lb.h"} {
 		text, err := os.ReadFile(filepath.Join("../../bpf/lib", file))
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, m := range regexp.MustCompile(`(?m)^#define ((?:MARK|CONFIG|CT|NATF|IPC|TUNNEL|NAT|EVENT|CODES)_\w+\s+[^/\n]*?)\s*(?:/\*.*)?$`).FindAllStringSubmatch(string(text), -1) {
+		for _, m := range regexp.MustCompile(`(?m)^#define ((?:MARK|CONFIG|CT|NATF|IPC|TUNNEL|NAT|EVENT|CODES|SVC|BACKEND|AFFINITY)_\w+\s+[^/\n]*?)\s*(?:/\*.*)?$`).FindAllStringSubmatch(string(text), -1) {
 			fmt.Fprintf(&b, "%s\n", strings.Join(strings.Fields(m[1]), " "))
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
@@ -30,6 +31,7 @@ type Options struct {
 	Root       string // on bpffs; DefaultRoot if empty
 	IPv4, IPv6 bool   // a family that is off is dropped at pods and left alone elsewhere
 	Masquerade bool   // else the maps of masqueraded flows are as small as they get
+	SocketLB   SocketLB
 	Sizes      maps.Sizes
 	Log        *slog.Logger
 
@@ -50,7 +52,10 @@ type Datapath struct {
 	log      *slog.Logger
 	features features
 	maps     *maps.Set
-	programs map[reason.Hook]*ebpf.Program
+	programs programs
+
+	sockets    SocketLB
+	socketsErr error // why they are off, though they are to be on
 
 	mu     sync.Mutex
 	wanted map[string]wantedDevice // by device name
@@ -63,9 +68,17 @@ type wantedDevice struct {
 	tcx   bool // by pinned links; else by clsact filters
 }
 
+// programs are those of one load, by name; a hook's has the name of the hook.
+type programs map[string]*ebpf.Program
+
+func (p programs) of(h reason.Hook) *ebpf.Program { return p[h.String()] }
+
 // features are what a kernel may lack: without tcx the node's devices carry
 // clsact filters too; without skipNeigh a lookup needlessly finds the neighbour.
-type features struct{ tcx, skipNeigh bool }
+type features struct {
+	tcx, skipNeigh bool
+	noSockets      error // why it has nothing for SocketLB
+}
 
 // fibLookupSkipNeigh is BPF_FIB_LOOKUP_SKIP_NEIGH of linux/bpf.h.
 const fibLookupSkipNeigh = 1 << 2
@@ -108,6 +121,11 @@ func Open(o Options) (*Datapath, error) {
 	if !has.tcx {
 		o.Log.Warn("the kernel has no tcx: programs of others on clsact hooks can come before Weft's", "since", "Linux 6.6")
 	}
+	if o.SocketLB.Enabled {
+		if has.noSockets = probeSockets(); has.noSockets != nil {
+			o.Log.Warn("sockets are not sent to backends of services", "reason", has.noSockets)
+		}
+	}
 	unlock, err := lockRoot(o.Root)
 	if err != nil {
 		return nil, fmt.Errorf("datapath: %w", err)
@@ -147,7 +165,10 @@ func open(o Options, has features) (*Datapath, error) {
 	if err != nil {
 		return nil, errors.Join(err, raw.close())
 	}
-	d := &Datapath{root: o.Root, log: o.Log, features: has, maps: set, wanted: map[string]wantedDevice{}}
+	d := &Datapath{
+		root: o.Root, log: o.Log, features: has, maps: set, wanted: map[string]wantedDevice{},
+		sockets: o.SocketLB, socketsErr: has.noSockets,
+	}
 	if err := errors.Join(d.start(o, spec, raw, running), raw.closeCarries()); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
@@ -178,9 +199,9 @@ func (d *Datapath) start(o Options, spec *ebpf.CollectionSpec, raw *mapFiles, ru
 	if err != nil {
 		return explainLoad(err)
 	}
-	d.programs = map[reason.Hook]*ebpf.Program{}
-	for _, h := range reason.Hooks() {
-		d.programs[h] = coll.DetachProgram(h.String())
+	d.programs = programs{}
+	for name := range spec.Programs {
+		d.programs[name] = coll.DetachProgram(name)
 	}
 	coll.Close()
 	if err := raw.stage(d.root); err != nil {
@@ -231,7 +252,7 @@ func (d *Datapath) Maps() *maps.Set { return d.maps }
 func (d *Datapath) SetConfig(c maps.Config) error { return d.maps.Config.Set(c) }
 
 // Program returns the program of a hook, for tests that run it by hand.
-func (d *Datapath) Program(h reason.Hook) *ebpf.Program { return d.programs[h] }
+func (d *Datapath) Program(h reason.Hook) *ebpf.Program { return d.programs.of(h) }
 
 // Close closes file descriptors. Pins stay, the kernel goes on forwarding.
 func (d *Datapath) Close() error {
@@ -267,6 +288,9 @@ func loadSpec(o Options, has features) (*ebpf.CollectionSpec, error) {
 		spec.Maps[name].MaxEntries = uint32(n)
 	}
 	shrinkUnused(o, spec)
+	if err := socketPrograms(o, spec, has.noSockets); err != nil {
+		return nil, err
+	}
 	for name, v := range map[string]any{
 		object.DatapathVarEnableIpv4: o.IPv4,
 		object.DatapathVarEnableIpv6: o.IPv6,
@@ -294,13 +318,24 @@ func addMissing(spec *ebpf.CollectionSpec) error {
 	return nil
 }
 
+// serviceMaps are the maps that only services use.
+func serviceMaps() []string {
+	return []string{
+		object.DatapathMapWeftSvc4, object.DatapathMapWeftSvc6, object.DatapathMapWeftSvcset, object.DatapathMapWeftBe,
+		object.DatapathMapWeftAffinity, object.DatapathMapWeftSk,
+	}
+}
+
 // shrinkUnused makes the maps that are allocated in full as small as they get
-// where their family, or masquerade, is off.
+// where their family, or masquerade, or services are off.
 func shrinkUnused(o Options, spec *ebpf.CollectionSpec) {
 	for name, m := range spec.Maps {
 		off := (strings.HasSuffix(name, "4") && !o.IPv4) || (strings.HasSuffix(name, "6") && !o.IPv6)
 		off = off || (strings.HasPrefix(name, "weft_nat") && !o.Masquerade)
 		if off && m.Type == ebpf.LRUHash {
+			m.MaxEntries = 1
+		}
+		if slices.Contains(serviceMaps(), name) && !o.SocketLB.Enabled {
 			m.MaxEntries = 1
 		}
 	}

@@ -43,7 +43,7 @@ func filterAttrs(ifindex int, h reason.Hook) netlink.FilterAttrs {
 
 // attachFilters makes hooks run their programs, in one request. A filter that is
 // there is replaced in place: no packet misses it.
-func attachFilters(ifindex int, hooks []reason.Hook, programs map[reason.Hook]*ebpf.Program) error {
+func attachFilters(ifindex int, hooks []reason.Hook, p programs) error {
 	c, err := rtnl.Dial()
 	if err != nil {
 		return err
@@ -58,7 +58,7 @@ func attachFilters(ifindex int, hooks []reason.Hook, programs map[reason.Hook]*e
 		c.Begin("filter "+filterName(h), unix.RTM_NEWTFILTER, rtnl.Create, rtnl.TC(ifindex, a.Handle, a.Parent, info))
 		c.String(nl.TCA_KIND, "bpf")
 		options := c.Nest(nl.TCA_OPTIONS)
-		c.Uint32(nl.TCA_BPF_FD, uint32(programs[h].FD()))
+		c.Uint32(nl.TCA_BPF_FD, uint32(p.of(h).FD()))
 		c.String(nl.TCA_BPF_NAME, filterName(h))
 		c.Uint32(nl.TCA_BPF_FLAGS, nl.TCA_BPF_FLAG_ACT_DIRECT)
 		c.End(options)
@@ -230,9 +230,13 @@ func filterSites() ([]site, error) {
 	var out []site
 	for _, c := range cs {
 		hooks := slices.Sorted(maps.Keys(c.running))
+		running := map[string]ebpf.ProgramID{}
+		for h, id := range c.running {
+			running[h.String()] = id
+		}
 		out = append(out, site{
-			name: fmt.Sprintf("filters of interface %d", c.index), running: c.running,
-			set: func(p map[reason.Hook]*ebpf.Program) error { return attachFilters(c.index, hooks, p) },
+			name: fmt.Sprintf("filters of interface %d", c.index), running: running,
+			set: func(p programs) error { return attachFilters(c.index, hooks, p) },
 		})
 	}
 	return out, nil

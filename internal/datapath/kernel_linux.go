@@ -199,11 +199,18 @@ func checkEthernet(ifindex int) error {
 	return nil
 }
 
-// detachLink takes a link off its device even if others hold it open.
+// detachLink takes a link off its device or cgroup even if others hold it open.
 func detachLink(l link.Link) error {
-	at, err := linkTarget(l)
-	if err != nil || at.ifindex == 0 {
+	info, err := l.Info()
+	if err != nil {
 		return err
+	}
+	if at := info.Cgroup(); at != nil && at.CgroupId == 0 {
+		return nil
+	} else if at == nil {
+		if at, err := linkTarget(l); err != nil || at.ifindex == 0 {
+			return err
+		}
 	}
 	d, ok := l.(interface{ Detach() error })
 	if !ok {

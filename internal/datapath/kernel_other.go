@@ -16,6 +16,9 @@ import (
 
 // The command line is built for other systems too; the datapath is Linux.
 
+func probeSockets() error                    { return errors.ErrUnsupported }
+func netnsCookie() (uint64, error)           { return 0, errors.ErrUnsupported }
+func cgroupID(string) (uint64, error)        { return 0, errors.ErrUnsupported }
 func probe(string) (features, error)         { return features{}, errors.ErrUnsupported }
 func flock(int) error                        { return errors.ErrUnsupported }
 func checkEthernet(int) error                { return errors.ErrUnsupported }
@@ -28,7 +31,7 @@ func mapTypes(*ebpf.Map) (key, value btf.Type, ok bool, err error) {
 	return nil, nil, false, errors.ErrUnsupported
 }
 
-func attachFilters(int, []reason.Hook, map[reason.Hook]*ebpf.Program) error {
+func attachFilters(int, []reason.Hook, programs) error {
 	return errors.ErrUnsupported
 }
 

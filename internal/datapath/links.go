@@ -185,14 +185,14 @@ func (d *Datapath) attach(ifname string, ifindex int, h reason.Hook) error {
 	if err == nil {
 		defer l.Close()
 		if at, err := linkTarget(l); err == nil && at == (target{ifindex, attachType(h)}) {
-			return updateLink(l, d.programs[h])
+			return updateLink(l, d.programs.of(h))
 		}
 		d.log.Info("replacing a link that leads elsewhere", "link", path)
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("pin %s: %w", path, err)
 	}
 	fresh, err := link.AttachTCX(link.TCXOptions{
-		Interface: ifindex, Program: d.programs[h], Attach: attachType(h), Anchor: link.Head(),
+		Interface: ifindex, Program: d.programs.of(h), Attach: attachType(h), Anchor: link.Head(),
 	})
 	if err != nil {
 		return err

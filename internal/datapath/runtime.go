@@ -23,7 +23,7 @@ type ProgramRun struct {
 func (d *Datapath) ProgramRuns() ([]ProgramRun, error) {
 	var out []ProgramRun
 	for _, h := range reason.Hooks() {
-		p := d.programs[h]
+		p := d.programs.of(h)
 		if p == nil {
 			continue
 		}

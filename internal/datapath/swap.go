@@ -21,9 +21,9 @@ import (
 // filters of a device.
 type site struct {
 	name    string
-	running map[reason.Hook]ebpf.ProgramID
-	old     map[reason.Hook]*ebpf.Program // what runs, held open, so that it can come back
-	set     func(map[reason.Hook]*ebpf.Program) error
+	running map[string]ebpf.ProgramID
+	old     programs // what runs, held open, so that it can come back
+	set     func(programs) error
 	close   func() error
 }
 
@@ -49,6 +49,9 @@ func (t *takeover) find(root string) error {
 	if err := t.findLinks(root); err != nil {
 		return err
 	}
+	if err := t.findSockets(root); err != nil {
+		return err
+	}
 	fs, err := filterSites()
 	if err != nil {
 		return err
@@ -56,9 +59,9 @@ func (t *takeover) find(root string) error {
 	var ready []site
 	for _, s := range append(t.sites, fs...) {
 		var err error
-		s.old = map[reason.Hook]*ebpf.Program{}
-		for h, id := range s.running {
-			if s.old[h], err = t.hold(id); err != nil {
+		s.old = programs{}
+		for name, id := range s.running {
+			if s.old[name], err = t.hold(id); err != nil {
 				break
 			}
 		}
@@ -75,10 +78,14 @@ func (t *takeover) find(root string) error {
 	return nil
 }
 
-// rank tells devices of the node, which translate, from pods.
+// rank tells devices of the node, which translate, from pods, and those from the
+// sockets' cgroup.
 func (s site) rank() int {
-	if s.running[reason.FromPod] != 0 || s.running[reason.ToPod] != 0 {
+	if s.running[reason.FromPod.String()] != 0 || s.running[reason.ToPod.String()] != 0 {
 		return 1
+	}
+	if s.running[reason.ToNet.String()]+s.running[reason.FromNet.String()]+s.running[reason.ToOverlay.String()]+s.running[reason.FromOverlay.String()] == 0 {
+		return 2
 	}
 	return 0
 }
@@ -130,8 +137,8 @@ func (t *takeover) findLink(path string, h reason.Hook) error {
 		return errors.Join(err, l.Close())
 	}
 	t.sites = append(t.sites, site{
-		name: "link " + filepath.Base(path), running: map[reason.Hook]ebpf.ProgramID{h: info.Program},
-		set:   func(p map[reason.Hook]*ebpf.Program) error { return updateLink(l, p[h]) },
+		name: "link " + filepath.Base(path), running: map[string]ebpf.ProgramID{h.String(): info.Program},
+		set:   func(p programs) error { return updateLink(l, p.of(h)) },
 		close: l.Close,
 	})
 	return nil
@@ -153,9 +160,9 @@ func (t *takeover) close() error {
 // swap puts programs into all sites, or into none: when one refuses, the old
 // programs come back into those that were switched. between is called when the
 // devices of the node are done, before the pods.
-func (t *takeover) swap(programs map[reason.Hook]*ebpf.Program, fault func(string) error, between func() error) error {
+func (t *takeover) swap(fresh programs, fault func(string) error, between func() error) error {
 	for i, s := range t.sites {
-		if s.rank() == 1 && between != nil {
+		if s.rank() >= 1 && between != nil {
 			if err := between(); err != nil {
 				return errors.Join(err, t.back(i))
 			}
@@ -163,7 +170,7 @@ func (t *takeover) swap(programs map[reason.Hook]*ebpf.Program, fault func(strin
 		}
 		err := fault("switch " + s.name)
 		if err == nil {
-			err = s.set(programs)
+			err = s.set(fresh)
 		}
 		if err == nil || vanished(err) {
 			continue

@@ -46,7 +46,7 @@ func (d *Datapath) Verify(ctx context.Context) []Problem {
 }
 
 func (d *Datapath) verifyHook(name string, w wantedDevice, h reason.Hook) string {
-	info, err := d.programs[h].Info()
+	info, err := d.programs.of(h).Info()
 	if err != nil {
 		return fmt.Sprintf("program cannot be queried: %v", err)
 	}

@@ -3,11 +3,12 @@
 package maps
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"syscall"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -97,7 +98,7 @@ func (c *Counter) Count() ([]MapRow, error) {
 		}
 		n, ok := counted[r.Name]
 		if !ok {
-			if n, err = scan(c.set.raw[r.Name]); err != nil {
+			if n, err = scan(c.set.raw[r.Name], inUse(r.Name)); err != nil {
 				return nil, fmt.Errorf("map %s: %w", r.Name, err)
 			}
 		}
@@ -135,15 +136,28 @@ func (s *Set) fills(name string) bool {
 	case ebpf.Hash, ebpf.LRUHash, ebpf.LPMTrie:
 		return m.MaxEntries() > 1
 	}
-	return name == object.DatapathMapWeftEp || name == object.DatapathMapWeftNatip
+	switch name {
+	case object.DatapathMapWeftEp, object.DatapathMapWeftNatip:
+		return true
+	}
+	return name == object.DatapathMapWeftBe && m.MaxEntries() > 1
+}
+
+// inUse tells the entries of an array that hold something: those that are not
+// zero. Of a backend that was cleared, the generation stays.
+func inUse(name string) func(value []byte) bool {
+	if name == object.DatapathMapWeftBe {
+		proto := unsafe.Offsetof(object.DatapathWeftBackend{}.Proto)
+		return func(v []byte) bool { return v[proto] != 0 }
+	}
+	return func(v []byte) bool { return slices.ContainsFunc(v, func(b byte) bool { return b != 0 }) }
 }
 
 // scan counts the entries of a map by reading them, in batches. Of an array it
-// counts those that are not zero.
-func scan(m *ebpf.Map) (int, error) {
+// counts those that are in use.
+func scan(m *ebpf.Map, used func(value []byte) bool) (int, error) {
 	size := min(512, int(m.MaxEntries()))
 	array := m.Type() == ebpf.Array
-	zero := make([]byte, m.ValueSize())
 	keys, values := buffer(m.KeySize(), size), buffer(m.ValueSize(), size)
 	var cur ebpf.MapBatchCursor
 	for total := 0; ; {
@@ -159,7 +173,7 @@ func scan(m *ebpf.Map) (int, error) {
 		}
 		if array {
 			for i := range n {
-				if !bytes.Equal(values.Index(i).Bytes(), zero) {
+				if used(values.Index(i).Bytes()) {
 					total++
 				}
 			}

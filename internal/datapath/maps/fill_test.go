@@ -30,7 +30,9 @@ func populate(t testing.TB, m *ebpf.Map, n int) {
 			k = key[4:]
 		}
 		binary.NativeEndian.PutUint32(k, uint32(i+1))
-		value[0] = 1
+		for i := range value { // in whichever member it is that tells what is in use
+			value[i] = 1
+		}
 		if err := m.Update(key, value, ebpf.UpdateAny); err != nil {
 			t.Fatalf("%s, entry %d: %v", m, i, err)
 		}

@@ -24,6 +24,7 @@ type Set struct {
 	IPCache   *IPCacheMap
 	CT        *CTMap
 	NAT       *NATMap
+	Services  *ServiceMap
 	Metrics   *MetricsMap
 	Ways      *WaysMap
 
@@ -56,6 +57,10 @@ func NewSet(raw map[string]*ebpf.Map) (*Set, error) {
 			addresses: raw[object.DatapathMapWeftNatip], devices: raw[object.DatapathMapWeftNatdev],
 			exclude4: raw[object.DatapathMapWeftNomasq4], exclude6: raw[object.DatapathMapWeftNomasq6],
 		},
+		Services: &ServiceMap{
+			svc4: raw[object.DatapathMapWeftSvc4], svc6: raw[object.DatapathMapWeftSvc6], sets: raw[object.DatapathMapWeftSvcset],
+			backends: raw[object.DatapathMapWeftBe], sockets: raw[object.DatapathMapWeftSk],
+		},
 		Metrics: &MetricsMap{m: raw[object.DatapathMapWeftMetrics]},
 		Ways:    ways,
 		raw:     raw,
@@ -65,7 +70,7 @@ func NewSet(raw map[string]*ebpf.Map) (*Set, error) {
 // Names lists all maps in alphabetical order.
 func Names() []string {
 	return []string{
-		object.DatapathMapWeftCfg, object.DatapathMapWeftCt4, object.DatapathMapWeftCt6,
+		object.DatapathMapWeftAffinity, object.DatapathMapWeftBe, object.DatapathMapWeftCfg, object.DatapathMapWeftCt4, object.DatapathMapWeftCt6,
 		object.DatapathMapWeftCtn4, object.DatapathMapWeftCtn6, object.DatapathMapWeftDev,
 		object.DatapathMapWeftEp, object.DatapathMapWeftEvents, object.DatapathMapWeftFrag4,
 		object.DatapathMapWeftFrag6, object.DatapathMapWeftIpc4, object.DatapathMapWeftIpc6,
@@ -73,7 +78,8 @@ func Names() []string {
 		object.DatapathMapWeftNatdev, object.DatapathMapWeftNatip, object.DatapathMapWeftNatn4,
 		object.DatapathMapWeftNatn6, object.DatapathMapWeftNet4, object.DatapathMapWeftNet6,
 		object.DatapathMapWeftNomasq4, object.DatapathMapWeftNomasq6,
-		object.DatapathMapWeftRate, object.DatapathMapWeftWays,
+		object.DatapathMapWeftRate, object.DatapathMapWeftSk, object.DatapathMapWeftSvc4, object.DatapathMapWeftSvc6,
+		object.DatapathMapWeftSvcset, object.DatapathMapWeftWays,
 	}
 }
 

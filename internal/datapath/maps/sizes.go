@@ -19,13 +19,20 @@ type Sizes struct {
 	IPCache   int `json:"ipcache"`   // exact addresses: pods and nodes
 	Networks  int `json:"networks"`  // prefixes
 	Events    int `json:"events"`    // bytes of the ring buffer: a power of two, at least a page
+	Services  int `json:"services"`  // frontends, and as many chunks of those with many backends
+	Backends  int `json:"backends"`  // of both families, less one: id 0 is none
+	Affinity  int `json:"affinity"`  // clients that keep their backend, of both families
+	Sockets   int `json:"sockets"`   // sockets that talk to services, of both families
 }
 
 // DefaultSizes suits a node with 110 pods in a cluster of 1,000 nodes. The LRU
 // maps are allocated in full when made; all maps together take about 76 MiB with
-// both families, 56 MiB without masquerade.
+// both families, 56 MiB without masquerade. Services add some 20 MiB where they are on.
 func DefaultSizes() Sizes {
-	return Sizes{CT: 1 << 17, CTNew: 1 << 14, NAT: 1 << 16, NATNew: 1 << 14, Fragments: 1 << 12, IPCache: 1 << 17, Networks: 1 << 14, Events: 1 << 19}
+	return Sizes{
+		CT: 1 << 17, CTNew: 1 << 14, NAT: 1 << 16, NATNew: 1 << 14, Fragments: 1 << 12, IPCache: 1 << 17, Networks: 1 << 14, Events: 1 << 19,
+		Services: 1 << 16, Backends: 1 << 17, Affinity: 1 << 16, Sockets: 1 << 16,
+	}
 }
 
 func (s Sizes) withDefaults() Sizes {
@@ -39,6 +46,10 @@ func (s Sizes) withDefaults() Sizes {
 		{&s.IPCache, &d.IPCache},
 		{&s.Networks, &d.Networks},
 		{&s.Events, &d.Events},
+		{&s.Services, &d.Services},
+		{&s.Backends, &d.Backends},
+		{&s.Affinity, &d.Affinity},
+		{&s.Sockets, &d.Sockets},
 	} {
 		if *p.v == 0 {
 			*p.v = *p.d
@@ -59,5 +70,7 @@ func (s Sizes) Entries() map[string]int {
 		object.DatapathMapWeftIpc4: s.IPCache, object.DatapathMapWeftIpc6: s.IPCache,
 		object.DatapathMapWeftNet4: s.Networks, object.DatapathMapWeftNet6: s.Networks,
 		object.DatapathMapWeftEvents: s.Events,
+		object.DatapathMapWeftSvc4:   s.Services, object.DatapathMapWeftSvc6: s.Services, object.DatapathMapWeftSvcset: s.Services,
+		object.DatapathMapWeftBe: s.Backends, object.DatapathMapWeftAffinity: s.Affinity, object.DatapathMapWeftSk: s.Sockets,
 	}
 }

@@ -18,6 +18,30 @@ type DatapathV6addr struct {
 	W [4]uint32
 }
 
+type DatapathWeftAffinityKey struct {
+	_       structs.HostLayout
+	Service uint32
+	Kind    uint8
+	Pad     [3]uint8
+	Client  DatapathV6addr
+}
+
+type DatapathWeftBackend struct {
+	_          structs.HostLayout
+	Addr       DatapathV6addr
+	Port       uint16
+	Proto      uint8
+	Flags      uint8
+	Generation uint32
+}
+
+type DatapathWeftChosen struct {
+	_          structs.HostLayout
+	Backend    uint32
+	Generation uint32
+	Used       uint32
+}
+
 type DatapathWeftConfig struct {
 	_             structs.HostLayout
 	Trace         uint32
@@ -231,12 +255,67 @@ type DatapathWeftNet6Key struct {
 	Addr      DatapathV6addr
 }
 
+type DatapathWeftSkKey struct {
+	_      structs.HostLayout
+	Cookie uint64
+	Addr   DatapathV6addr
+	Port   uint16
+	Pad    [6]uint8
+}
+
 type DatapathWeftSpent struct {
 	_      structs.HostLayout
 	Tick   uint32
 	Drops  uint32
 	Traces uint32
 	Icmp   uint32
+}
+
+type DatapathWeftSvc struct {
+	_        structs.HostLayout
+	Flags    uint32
+	Service  uint32
+	Count    uint32
+	Affinity uint32
+	Set      uint32
+	Type     uint8
+	Spare    [3]uint8
+	Backends [12]uint32
+}
+
+type DatapathWeftSvc4Key struct {
+	_     structs.HostLayout
+	Addr  uint32
+	Port  uint16
+	Proto uint8
+	Scope uint8
+}
+
+type DatapathWeftSvc6Key struct {
+	_     structs.HostLayout
+	Addr  DatapathV6addr
+	Port  uint16
+	Proto uint8
+	Scope uint8
+}
+
+type DatapathWeftSvcChunk struct {
+	_        structs.HostLayout
+	Backends [16]uint32
+}
+
+type DatapathWeftSvcsetKey struct {
+	_     structs.HostLayout
+	Set   uint32
+	Chunk uint32
+}
+
+type DatapathWeftWanted struct {
+	_     structs.HostLayout
+	Addr  DatapathV6addr
+	Port  uint16
+	Proto uint8
+	Spare uint8
 }
 
 type DatapathWeftWays struct {
@@ -249,41 +328,59 @@ type DatapathWeftWays struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	DatapathMapWeftCfg      = "weft_cfg"
-	DatapathMapWeftCt4      = "weft_ct4"
-	DatapathMapWeftCt6      = "weft_ct6"
-	DatapathMapWeftCtn4     = "weft_ctn4"
-	DatapathMapWeftCtn6     = "weft_ctn6"
-	DatapathMapWeftDev      = "weft_dev"
-	DatapathMapWeftEp       = "weft_ep"
-	DatapathMapWeftEvents   = "weft_events"
-	DatapathMapWeftFrag4    = "weft_frag4"
-	DatapathMapWeftFrag6    = "weft_frag6"
-	DatapathMapWeftIpc4     = "weft_ipc4"
-	DatapathMapWeftIpc6     = "weft_ipc6"
-	DatapathMapWeftMetrics  = "weft_metrics"
-	DatapathMapWeftNat4     = "weft_nat4"
-	DatapathMapWeftNat6     = "weft_nat6"
-	DatapathMapWeftNatdev   = "weft_natdev"
-	DatapathMapWeftNatip    = "weft_natip"
-	DatapathMapWeftNatn4    = "weft_natn4"
-	DatapathMapWeftNatn6    = "weft_natn6"
-	DatapathMapWeftNet4     = "weft_net4"
-	DatapathMapWeftNet6     = "weft_net6"
-	DatapathMapWeftNomasq4  = "weft_nomasq4"
-	DatapathMapWeftNomasq6  = "weft_nomasq6"
-	DatapathMapWeftRate     = "weft_rate"
-	DatapathMapWeftWays     = "weft_ways"
-	DatapathProgFromNet     = "from_net"
-	DatapathProgFromOverlay = "from_overlay"
-	DatapathProgFromPod     = "from_pod"
-	DatapathProgToNet       = "to_net"
-	DatapathProgToOverlay   = "to_overlay"
-	DatapathProgToPod       = "to_pod"
-	DatapathVarEnableIpv4   = "enable_ipv4"
-	DatapathVarEnableIpv6   = "enable_ipv6"
-	DatapathVarExpressMark  = "express_mark"
-	DatapathVarFibFlags     = "fib_flags"
+	DatapathMapWeftAffinity      = "weft_affinity"
+	DatapathMapWeftBe            = "weft_be"
+	DatapathMapWeftCfg           = "weft_cfg"
+	DatapathMapWeftCt4           = "weft_ct4"
+	DatapathMapWeftCt6           = "weft_ct6"
+	DatapathMapWeftCtn4          = "weft_ctn4"
+	DatapathMapWeftCtn6          = "weft_ctn6"
+	DatapathMapWeftDev           = "weft_dev"
+	DatapathMapWeftEp            = "weft_ep"
+	DatapathMapWeftEvents        = "weft_events"
+	DatapathMapWeftFrag4         = "weft_frag4"
+	DatapathMapWeftFrag6         = "weft_frag6"
+	DatapathMapWeftIpc4          = "weft_ipc4"
+	DatapathMapWeftIpc6          = "weft_ipc6"
+	DatapathMapWeftMetrics       = "weft_metrics"
+	DatapathMapWeftNat4          = "weft_nat4"
+	DatapathMapWeftNat6          = "weft_nat6"
+	DatapathMapWeftNatdev        = "weft_natdev"
+	DatapathMapWeftNatip         = "weft_natip"
+	DatapathMapWeftNatn4         = "weft_natn4"
+	DatapathMapWeftNatn6         = "weft_natn6"
+	DatapathMapWeftNet4          = "weft_net4"
+	DatapathMapWeftNet6          = "weft_net6"
+	DatapathMapWeftNomasq4       = "weft_nomasq4"
+	DatapathMapWeftNomasq6       = "weft_nomasq6"
+	DatapathMapWeftRate          = "weft_rate"
+	DatapathMapWeftSk            = "weft_sk"
+	DatapathMapWeftSvc4          = "weft_svc4"
+	DatapathMapWeftSvc6          = "weft_svc6"
+	DatapathMapWeftSvcset        = "weft_svcset"
+	DatapathMapWeftWays          = "weft_ways"
+	DatapathProgFromNet          = "from_net"
+	DatapathProgFromOverlay      = "from_overlay"
+	DatapathProgFromPod          = "from_pod"
+	DatapathProgSockBind4        = "sock_bind4"
+	DatapathProgSockBind6        = "sock_bind6"
+	DatapathProgSockConnect4     = "sock_connect4"
+	DatapathProgSockConnect6     = "sock_connect6"
+	DatapathProgSockGetpeername4 = "sock_getpeername4"
+	DatapathProgSockGetpeername6 = "sock_getpeername6"
+	DatapathProgSockRecvmsg4     = "sock_recvmsg4"
+	DatapathProgSockRecvmsg6     = "sock_recvmsg6"
+	DatapathProgSockSendmsg4     = "sock_sendmsg4"
+	DatapathProgSockSendmsg6     = "sock_sendmsg6"
+	DatapathProgToNet            = "to_net"
+	DatapathProgToOverlay        = "to_overlay"
+	DatapathProgToPod            = "to_pod"
+	DatapathVarEnableIpv4        = "enable_ipv4"
+	DatapathVarEnableIpv6        = "enable_ipv6"
+	DatapathVarExpressMark       = "express_mark"
+	DatapathVarFibFlags          = "fib_flags"
+	DatapathVarHostNetnsCookie   = "host_netns_cookie"
+	DatapathVarSockHostOnly      = "sock_host_only"
 )
 
 // LoadDatapath returns the embedded CollectionSpec for Datapath.
@@ -328,53 +425,71 @@ type DatapathSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DatapathProgramSpecs struct {
-	FromNet     *ebpf.ProgramSpec `ebpf:"from_net"`
-	FromOverlay *ebpf.ProgramSpec `ebpf:"from_overlay"`
-	FromPod     *ebpf.ProgramSpec `ebpf:"from_pod"`
-	ToNet       *ebpf.ProgramSpec `ebpf:"to_net"`
-	ToOverlay   *ebpf.ProgramSpec `ebpf:"to_overlay"`
-	ToPod       *ebpf.ProgramSpec `ebpf:"to_pod"`
+	FromNet          *ebpf.ProgramSpec `ebpf:"from_net"`
+	FromOverlay      *ebpf.ProgramSpec `ebpf:"from_overlay"`
+	FromPod          *ebpf.ProgramSpec `ebpf:"from_pod"`
+	SockBind4        *ebpf.ProgramSpec `ebpf:"sock_bind4"`
+	SockBind6        *ebpf.ProgramSpec `ebpf:"sock_bind6"`
+	SockConnect4     *ebpf.ProgramSpec `ebpf:"sock_connect4"`
+	SockConnect6     *ebpf.ProgramSpec `ebpf:"sock_connect6"`
+	SockGetpeername4 *ebpf.ProgramSpec `ebpf:"sock_getpeername4"`
+	SockGetpeername6 *ebpf.ProgramSpec `ebpf:"sock_getpeername6"`
+	SockRecvmsg4     *ebpf.ProgramSpec `ebpf:"sock_recvmsg4"`
+	SockRecvmsg6     *ebpf.ProgramSpec `ebpf:"sock_recvmsg6"`
+	SockSendmsg4     *ebpf.ProgramSpec `ebpf:"sock_sendmsg4"`
+	SockSendmsg6     *ebpf.ProgramSpec `ebpf:"sock_sendmsg6"`
+	ToNet            *ebpf.ProgramSpec `ebpf:"to_net"`
+	ToOverlay        *ebpf.ProgramSpec `ebpf:"to_overlay"`
+	ToPod            *ebpf.ProgramSpec `ebpf:"to_pod"`
 }
 
 // DatapathMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DatapathMapSpecs struct {
-	WeftCfg     *ebpf.MapSpec `ebpf:"weft_cfg"`
-	WeftCt4     *ebpf.MapSpec `ebpf:"weft_ct4"`
-	WeftCt6     *ebpf.MapSpec `ebpf:"weft_ct6"`
-	WeftCtn4    *ebpf.MapSpec `ebpf:"weft_ctn4"`
-	WeftCtn6    *ebpf.MapSpec `ebpf:"weft_ctn6"`
-	WeftDev     *ebpf.MapSpec `ebpf:"weft_dev"`
-	WeftEp      *ebpf.MapSpec `ebpf:"weft_ep"`
-	WeftEvents  *ebpf.MapSpec `ebpf:"weft_events"`
-	WeftFrag4   *ebpf.MapSpec `ebpf:"weft_frag4"`
-	WeftFrag6   *ebpf.MapSpec `ebpf:"weft_frag6"`
-	WeftIpc4    *ebpf.MapSpec `ebpf:"weft_ipc4"`
-	WeftIpc6    *ebpf.MapSpec `ebpf:"weft_ipc6"`
-	WeftMetrics *ebpf.MapSpec `ebpf:"weft_metrics"`
-	WeftNat4    *ebpf.MapSpec `ebpf:"weft_nat4"`
-	WeftNat6    *ebpf.MapSpec `ebpf:"weft_nat6"`
-	WeftNatdev  *ebpf.MapSpec `ebpf:"weft_natdev"`
-	WeftNatip   *ebpf.MapSpec `ebpf:"weft_natip"`
-	WeftNatn4   *ebpf.MapSpec `ebpf:"weft_natn4"`
-	WeftNatn6   *ebpf.MapSpec `ebpf:"weft_natn6"`
-	WeftNet4    *ebpf.MapSpec `ebpf:"weft_net4"`
-	WeftNet6    *ebpf.MapSpec `ebpf:"weft_net6"`
-	WeftNomasq4 *ebpf.MapSpec `ebpf:"weft_nomasq4"`
-	WeftNomasq6 *ebpf.MapSpec `ebpf:"weft_nomasq6"`
-	WeftRate    *ebpf.MapSpec `ebpf:"weft_rate"`
-	WeftWays    *ebpf.MapSpec `ebpf:"weft_ways"`
+	WeftAffinity *ebpf.MapSpec `ebpf:"weft_affinity"`
+	WeftBe       *ebpf.MapSpec `ebpf:"weft_be"`
+	WeftCfg      *ebpf.MapSpec `ebpf:"weft_cfg"`
+	WeftCt4      *ebpf.MapSpec `ebpf:"weft_ct4"`
+	WeftCt6      *ebpf.MapSpec `ebpf:"weft_ct6"`
+	WeftCtn4     *ebpf.MapSpec `ebpf:"weft_ctn4"`
+	WeftCtn6     *ebpf.MapSpec `ebpf:"weft_ctn6"`
+	WeftDev      *ebpf.MapSpec `ebpf:"weft_dev"`
+	WeftEp       *ebpf.MapSpec `ebpf:"weft_ep"`
+	WeftEvents   *ebpf.MapSpec `ebpf:"weft_events"`
+	WeftFrag4    *ebpf.MapSpec `ebpf:"weft_frag4"`
+	WeftFrag6    *ebpf.MapSpec `ebpf:"weft_frag6"`
+	WeftIpc4     *ebpf.MapSpec `ebpf:"weft_ipc4"`
+	WeftIpc6     *ebpf.MapSpec `ebpf:"weft_ipc6"`
+	WeftMetrics  *ebpf.MapSpec `ebpf:"weft_metrics"`
+	WeftNat4     *ebpf.MapSpec `ebpf:"weft_nat4"`
+	WeftNat6     *ebpf.MapSpec `ebpf:"weft_nat6"`
+	WeftNatdev   *ebpf.MapSpec `ebpf:"weft_natdev"`
+	WeftNatip    *ebpf.MapSpec `ebpf:"weft_natip"`
+	WeftNatn4    *ebpf.MapSpec `ebpf:"weft_natn4"`
+	WeftNatn6    *ebpf.MapSpec `ebpf:"weft_natn6"`
+	WeftNet4     *ebpf.MapSpec `ebpf:"weft_net4"`
+	WeftNet6     *ebpf.MapSpec `ebpf:"weft_net6"`
+	WeftNomasq4  *ebpf.MapSpec `ebpf:"weft_nomasq4"`
+	WeftNomasq6  *ebpf.MapSpec `ebpf:"weft_nomasq6"`
+	WeftRate     *ebpf.MapSpec `ebpf:"weft_rate"`
+	WeftSk       *ebpf.MapSpec `ebpf:"weft_sk"`
+	WeftSvc4     *ebpf.MapSpec `ebpf:"weft_svc4"`
+	WeftSvc6     *ebpf.MapSpec `ebpf:"weft_svc6"`
+	WeftSvcset   *ebpf.MapSpec `ebpf:"weft_svcset"`
+	WeftWays     *ebpf.MapSpec `ebpf:"weft_ways"`
 }
 
 // DatapathVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DatapathVariableSpecs struct {
-	EnableIpv4  *ebpf.VariableSpec `ebpf:"enable_ipv4"`
-	EnableIpv6  *ebpf.VariableSpec `ebpf:"enable_ipv6"`
-	ExpressMark *ebpf.VariableSpec `ebpf:"express_mark"`
-	FibFlags    *ebpf.VariableSpec `ebpf:"fib_flags"`
+	EnableIpv4      *ebpf.VariableSpec `ebpf:"enable_ipv4"`
+	EnableIpv6      *ebpf.VariableSpec `ebpf:"enable_ipv6"`
+	ExpressMark     *ebpf.VariableSpec `ebpf:"express_mark"`
+	FibFlags        *ebpf.VariableSpec `ebpf:"fib_flags"`
+	HostNetnsCookie *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
+	SockHostOnly    *ebpf.VariableSpec `ebpf:"sock_host_only"`
 }
 
 // DatapathObjects contains all objects after they have been loaded into the kernel.
@@ -397,35 +512,43 @@ func (o *DatapathObjects) Close() error {
 //
 // It can be passed to LoadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DatapathMaps struct {
-	WeftCfg     *ebpf.Map `ebpf:"weft_cfg"`
-	WeftCt4     *ebpf.Map `ebpf:"weft_ct4"`
-	WeftCt6     *ebpf.Map `ebpf:"weft_ct6"`
-	WeftCtn4    *ebpf.Map `ebpf:"weft_ctn4"`
-	WeftCtn6    *ebpf.Map `ebpf:"weft_ctn6"`
-	WeftDev     *ebpf.Map `ebpf:"weft_dev"`
-	WeftEp      *ebpf.Map `ebpf:"weft_ep"`
-	WeftEvents  *ebpf.Map `ebpf:"weft_events"`
-	WeftFrag4   *ebpf.Map `ebpf:"weft_frag4"`
-	WeftFrag6   *ebpf.Map `ebpf:"weft_frag6"`
-	WeftIpc4    *ebpf.Map `ebpf:"weft_ipc4"`
-	WeftIpc6    *ebpf.Map `ebpf:"weft_ipc6"`
-	WeftMetrics *ebpf.Map `ebpf:"weft_metrics"`
-	WeftNat4    *ebpf.Map `ebpf:"weft_nat4"`
-	WeftNat6    *ebpf.Map `ebpf:"weft_nat6"`
-	WeftNatdev  *ebpf.Map `ebpf:"weft_natdev"`
-	WeftNatip   *ebpf.Map `ebpf:"weft_natip"`
-	WeftNatn4   *ebpf.Map `ebpf:"weft_natn4"`
-	WeftNatn6   *ebpf.Map `ebpf:"weft_natn6"`
-	WeftNet4    *ebpf.Map `ebpf:"weft_net4"`
-	WeftNet6    *ebpf.Map `ebpf:"weft_net6"`
-	WeftNomasq4 *ebpf.Map `ebpf:"weft_nomasq4"`
-	WeftNomasq6 *ebpf.Map `ebpf:"weft_nomasq6"`
-	WeftRate    *ebpf.Map `ebpf:"weft_rate"`
-	WeftWays    *ebpf.Map `ebpf:"weft_ways"`
+	WeftAffinity *ebpf.Map `ebpf:"weft_affinity"`
+	WeftBe       *ebpf.Map `ebpf:"weft_be"`
+	WeftCfg      *ebpf.Map `ebpf:"weft_cfg"`
+	WeftCt4      *ebpf.Map `ebpf:"weft_ct4"`
+	WeftCt6      *ebpf.Map `ebpf:"weft_ct6"`
+	WeftCtn4     *ebpf.Map `ebpf:"weft_ctn4"`
+	WeftCtn6     *ebpf.Map `ebpf:"weft_ctn6"`
+	WeftDev      *ebpf.Map `ebpf:"weft_dev"`
+	WeftEp       *ebpf.Map `ebpf:"weft_ep"`
+	WeftEvents   *ebpf.Map `ebpf:"weft_events"`
+	WeftFrag4    *ebpf.Map `ebpf:"weft_frag4"`
+	WeftFrag6    *ebpf.Map `ebpf:"weft_frag6"`
+	WeftIpc4     *ebpf.Map `ebpf:"weft_ipc4"`
+	WeftIpc6     *ebpf.Map `ebpf:"weft_ipc6"`
+	WeftMetrics  *ebpf.Map `ebpf:"weft_metrics"`
+	WeftNat4     *ebpf.Map `ebpf:"weft_nat4"`
+	WeftNat6     *ebpf.Map `ebpf:"weft_nat6"`
+	WeftNatdev   *ebpf.Map `ebpf:"weft_natdev"`
+	WeftNatip    *ebpf.Map `ebpf:"weft_natip"`
+	WeftNatn4    *ebpf.Map `ebpf:"weft_natn4"`
+	WeftNatn6    *ebpf.Map `ebpf:"weft_natn6"`
+	WeftNet4     *ebpf.Map `ebpf:"weft_net4"`
+	WeftNet6     *ebpf.Map `ebpf:"weft_net6"`
+	WeftNomasq4  *ebpf.Map `ebpf:"weft_nomasq4"`
+	WeftNomasq6  *ebpf.Map `ebpf:"weft_nomasq6"`
+	WeftRate     *ebpf.Map `ebpf:"weft_rate"`
+	WeftSk       *ebpf.Map `ebpf:"weft_sk"`
+	WeftSvc4     *ebpf.Map `ebpf:"weft_svc4"`
+	WeftSvc6     *ebpf.Map `ebpf:"weft_svc6"`
+	WeftSvcset   *ebpf.Map `ebpf:"weft_svcset"`
+	WeftWays     *ebpf.Map `ebpf:"weft_ways"`
 }
 
 func (m *DatapathMaps) Close() error {
 	return _DatapathClose(
+		m.WeftAffinity,
+		m.WeftBe,
 		m.WeftCfg,
 		m.WeftCt4,
 		m.WeftCt6,
@@ -450,6 +573,10 @@ func (m *DatapathMaps) Close() error {
 		m.WeftNomasq4,
 		m.WeftNomasq6,
 		m.WeftRate,
+		m.WeftSk,
+		m.WeftSvc4,
+		m.WeftSvc6,
+		m.WeftSvcset,
 		m.WeftWays,
 	)
 }
@@ -458,22 +585,34 @@ func (m *DatapathMaps) Close() error {
 //
 // It can be passed to LoadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DatapathVariables struct {
-	EnableIpv4  *ebpf.Variable `ebpf:"enable_ipv4"`
-	EnableIpv6  *ebpf.Variable `ebpf:"enable_ipv6"`
-	ExpressMark *ebpf.Variable `ebpf:"express_mark"`
-	FibFlags    *ebpf.Variable `ebpf:"fib_flags"`
+	EnableIpv4      *ebpf.Variable `ebpf:"enable_ipv4"`
+	EnableIpv6      *ebpf.Variable `ebpf:"enable_ipv6"`
+	ExpressMark     *ebpf.Variable `ebpf:"express_mark"`
+	FibFlags        *ebpf.Variable `ebpf:"fib_flags"`
+	HostNetnsCookie *ebpf.Variable `ebpf:"host_netns_cookie"`
+	SockHostOnly    *ebpf.Variable `ebpf:"sock_host_only"`
 }
 
 // DatapathPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to LoadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DatapathPrograms struct {
-	FromNet     *ebpf.Program `ebpf:"from_net"`
-	FromOverlay *ebpf.Program `ebpf:"from_overlay"`
-	FromPod     *ebpf.Program `ebpf:"from_pod"`
-	ToNet       *ebpf.Program `ebpf:"to_net"`
-	ToOverlay   *ebpf.Program `ebpf:"to_overlay"`
-	ToPod       *ebpf.Program `ebpf:"to_pod"`
+	FromNet          *ebpf.Program `ebpf:"from_net"`
+	FromOverlay      *ebpf.Program `ebpf:"from_overlay"`
+	FromPod          *ebpf.Program `ebpf:"from_pod"`
+	SockBind4        *ebpf.Program `ebpf:"sock_bind4"`
+	SockBind6        *ebpf.Program `ebpf:"sock_bind6"`
+	SockConnect4     *ebpf.Program `ebpf:"sock_connect4"`
+	SockConnect6     *ebpf.Program `ebpf:"sock_connect6"`
+	SockGetpeername4 *ebpf.Program `ebpf:"sock_getpeername4"`
+	SockGetpeername6 *ebpf.Program `ebpf:"sock_getpeername6"`
+	SockRecvmsg4     *ebpf.Program `ebpf:"sock_recvmsg4"`
+	SockRecvmsg6     *ebpf.Program `ebpf:"sock_recvmsg6"`
+	SockSendmsg4     *ebpf.Program `ebpf:"sock_sendmsg4"`
+	SockSendmsg6     *ebpf.Program `ebpf:"sock_sendmsg6"`
+	ToNet            *ebpf.Program `ebpf:"to_net"`
+	ToOverlay        *ebpf.Program `ebpf:"to_overlay"`
+	ToPod            *ebpf.Program `ebpf:"to_pod"`
 }
 
 func (p *DatapathPrograms) Close() error {
@@ -481,6 +620,16 @@ func (p *DatapathPrograms) Close() error {
 		p.FromNet,
 		p.FromOverlay,
 		p.FromPod,
+		p.SockBind4,
+		p.SockBind6,
+		p.SockConnect4,
+		p.SockConnect6,
+		p.SockGetpeername4,
+		p.SockGetpeername6,
+		p.SockRecvmsg4,
+		p.SockRecvmsg6,
+		p.SockSendmsg4,
+		p.SockSendmsg6,
 		p.ToNet,
 		p.ToOverlay,
 		p.ToPod,

@@ -7,6 +7,7 @@
 package nstest
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -137,16 +138,20 @@ func Inside(t testing.TB, path string, f func() error) {
 	t.Helper()
 	done := make(chan error, 1)
 	go func() {
+		ended := errors.New("the test was ended there") // by t.Fatal, which ends the goroutine
+		err := ended
+		defer func() { done <- err }()
 		runtime.LockOSThread()
-		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		var fd int
+		fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err == nil {
 			err = unix.Setns(fd, unix.CLONE_NEWNET)
 			unix.Close(fd)
 		}
 		if err == nil {
+			err = ended
 			err = f()
 		}
-		done <- err
 	}()
 	if err := <-done; err != nil {
 		t.Fatalf("in %s: %v", path, err)

@@ -1,0 +1,237 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Services: what clients connect to, and who answers. Layouts and maps, and the
+ * choice of a backend. docs/decisions/0010 says why they look like this; all of it
+ * is an ABI as types.h is.
+ */
+#ifndef WEFT_LB_H
+#define WEFT_LB_H
+
+#include "maps.h"
+#include "time.h"
+
+/* A row takes so many backends itself; more are in an immutable set, so many a chunk. */
+#define SVC_INLINE 12
+#define SVC_CHUNK 16
+#define SVC_CHUNKS_MAX 4096
+
+/* Equal to table.Scope*. */
+#define SVC_EXTERNAL 0
+#define SVC_INTERNAL 1
+
+/* Equal to table.Frontend*. */
+#define SVC_BOTH (1U << 0) /* answers both scopes alike: there is no row for SVC_INTERNAL */
+
+struct weft_svc4_key {
+	__u32 addr; /* 0: a NodePort, any address of a node */
+	__u16 port; /* network order */
+	__u8 proto;
+	__u8 scope; /* SVC_EXTERNAL or SVC_INTERNAL */
+};
+
+struct weft_svc6_key {
+	struct v6addr addr;
+	__u16 port;
+	__u8 proto;
+	__u8 scope;
+};
+
+/*
+ * A frontend with all its backends, by ascending id: one update of the map changes
+ * them together (DATAPATH rule 14). count 0: connections are refused.
+ */
+struct weft_svc {
+	__u32 flags;
+	__u32 service;
+	__u32 count;
+	__u32 affinity; /* ticks; 0: each connection is for itself */
+	__u32 set;	/* of weft_svcset; 0: the backends are here */
+	__u8 type;	/* for those who list it */
+	__u8 spare[3];
+	__u32 backends[SVC_INLINE];
+};
+
+/* A set is written once, before a row names it, and deleted after none does. */
+struct weft_svcset_key {
+	__u32 set;
+	__u32 chunk;
+};
+
+struct weft_svc_chunk {
+	__u32 backends[SVC_CHUNK];
+};
+
+/* weft_be[id]; proto 0: there is none. The generation differs each time an id is used again. */
+struct weft_backend {
+	struct v6addr addr; /* IPv4 mapped into IPv6 */
+	__u16 port;	    /* network order */
+	__u8 proto;
+	__u8 flags; /* BACKEND_* */
+	__u32 generation;
+};
+
+#define BACKEND_TERMINATING (1U << 0)
+#define BACKEND_LOCAL (1U << 1)
+
+/* Who got which backend. */
+struct weft_affinity_key {
+	__u32 service;
+	__u8 kind; /* AFFINITY_* */
+	__u8 pad[3];
+	struct v6addr client;
+};
+
+#define AFFINITY_NETNS 1  /* cookie of a network namespace: a pod, or the node */
+#define AFFINITY_SOCKET 2 /* cookie of a socket that sends datagrams without connecting */
+#define AFFINITY_ADDR 3	  /* of the packet layer */
+
+struct weft_chosen {
+	__u32 backend;
+	__u32 generation; /* of the backend's id */
+	__u32 used;	  /* tick */
+};
+
+/* What a socket was told to talk to, by what it talks to. */
+struct weft_sk_key {
+	__u64 cookie;
+	struct v6addr addr; /* the backend's */
+	__u16 port;
+	__u8 pad[6];
+};
+
+struct weft_wanted {
+	struct v6addr addr; /* the service's */
+	__u16 port;
+	__u8 proto;
+	__u8 spare;
+};
+
+DEFINE_MAP(weft_svc4, BPF_MAP_TYPE_HASH, 1, struct weft_svc4_key, struct weft_svc, BPF_F_NO_PREALLOC);
+DEFINE_MAP(weft_svc6, BPF_MAP_TYPE_HASH, 1, struct weft_svc6_key, struct weft_svc, BPF_F_NO_PREALLOC);
+DEFINE_MAP(weft_svcset, BPF_MAP_TYPE_HASH, 1, struct weft_svcset_key, struct weft_svc_chunk, BPF_F_NO_PREALLOC);
+DEFINE_MAP(weft_be, BPF_MAP_TYPE_ARRAY, 1, __u32, struct weft_backend, 0);
+DEFINE_MAP(weft_affinity, BPF_MAP_TYPE_LRU_HASH, 1, struct weft_affinity_key, struct weft_chosen, 0);
+DEFINE_MAP(weft_sk, BPF_MAP_TYPE_LRU_HASH, 1, struct weft_sk_key, struct weft_wanted, 0);
+
+/*
+ * A datagram of a socket that is not connected goes where the last one went, as
+ * conntrack would have it: more than one of QUIC's packets make a connection.
+ */
+#define SVC_DATAGRAM_TICKS 112 /* two minutes */
+
+/* The i-th backend of a row; 0: the set is gone, so that the row is an old one. */
+static __always_inline __u32 svc_backend(const struct weft_svc *s, __u32 i)
+{
+	struct weft_svcset_key key;
+	const struct weft_svc_chunk *c;
+	__u64 at;
+
+	if (!s->set) {
+		at = i & 15;
+		asm volatile("" : "+r"(at)); /* else only its lower half is compared, and the verifier wants all */
+		return at < SVC_INLINE ? s->backends[at] : 0;
+	}
+	key.set = s->set;
+	key.chunk = i / SVC_CHUNK;
+	c = bpf_map_lookup_elem(&weft_svcset, &key);
+	return c ? c->backends[i % SVC_CHUNK] : 0;
+}
+
+struct svc_search {
+	__u32 set;
+	__u32 id;
+	__u32 low; /* the first that may be it */
+	__u32 high; /* the first that cannot be it */
+	__u32 found;
+};
+
+/* One step: looks at the backend in the middle. */
+static long svc_halve(__u32 step, struct svc_search *f)
+{
+	__u32 mid = (f->low + f->high) / 2, at;
+	struct weft_svcset_key key = {.set = f->set, .chunk = mid / SVC_CHUNK};
+	const struct weft_svc_chunk *c;
+
+	if (f->low >= f->high)
+		return 1;
+	c = bpf_map_lookup_elem(&weft_svcset, &key);
+	if (!c)
+		return 1;
+	at = c->backends[mid % SVC_CHUNK];
+	if (at == f->id) {
+		f->found = 1;
+		return 1;
+	}
+	if (at < f->id)
+		f->low = mid + 1;
+	else
+		f->high = mid;
+	return 0;
+}
+
+/* Is a backend one of the row's? A set is searched by halves; as a loop of the program
+ * itself the verifier would follow each way through it. */
+static __always_inline bool svc_has(const struct weft_svc *s, __u32 id)
+{
+	struct svc_search f = {.set = s->set, .id = id, .high = s->count};
+
+	if (s->set) {
+		bpf_loop(17, svc_halve, &f, 0); /* 2^16 backends */
+		return f.found;
+	}
+	for (__u32 i = 0; i < SVC_INLINE; i++) {
+		if (s->backends[i] == id)
+			return i < s->count;
+	}
+	return false;
+}
+
+static __always_inline const struct weft_backend *backend_of(__u32 id)
+{
+	const struct weft_backend *b = id ? bpf_map_lookup_elem(&weft_be, &id) : 0;
+
+	return b && b->proto ? b : 0;
+}
+
+/* Who answers a client that has had nobody yet; 0: the row has changed meanwhile, ask anew. */
+static __always_inline const struct weft_backend *svc_random(const struct weft_svc *s, __u32 *id)
+{
+	__u32 n = s->count;
+
+	if (!n)
+		return 0;
+	*id = svc_backend(s, bpf_get_prandom_u32() % n);
+	return backend_of(*id);
+}
+
+/*
+ * Who answers a client that is to get the same backend for as long as the service
+ * has it and the client asks again within so many ticks.
+ */
+static __always_inline const struct weft_backend *svc_sticky(const struct weft_svc *s, const struct weft_affinity_key *client,
+							      __u32 ticks)
+{
+	struct weft_chosen *had = bpf_map_lookup_elem(&weft_affinity, client);
+	struct weft_chosen fresh;
+	const struct weft_backend *b;
+	__u32 now = now_tick(), id = 0;
+
+	if (had && now - had->used <= ticks && svc_has(s, had->backend)) {
+		b = backend_of(had->backend);
+		if (b && b->generation == had->generation) {
+			if (had->used != now) /* the line is shared by all CPUs */
+				had->used = now;
+			return b;
+		}
+	}
+	b = svc_random(s, &id);
+	if (!b)
+		return 0;
+	fresh.backend = id;
+	fresh.generation = b->generation;
+	fresh.used = now;
+	bpf_map_update_elem(&weft_affinity, client, &fresh, BPF_ANY); /* without it the next is a new client */
+	return b;
+}
+
+#endif

@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"syscall"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/weft-net/weft/internal/datapath/object"
+	"github.com/weft-net/weft/internal/table"
+)
+
+// MostBackends is how many backends one frontend may have: what svc_has of
+// bpf/lib/lb.h finds its way through.
+const MostBackends = 1 << 16
+
+// ServiceMap is weft_svc4, weft_svc6, weft_svcset and weft_be: frontends with
+// their backends. It remembers what the kernel holds, so that a backend is written
+// before the first row names it and cleared after the last does not. Its methods
+// may be called from several goroutines.
+type ServiceMap struct {
+	svc4, svc6, sets, backends, sockets *ebpf.Map
+
+	mu     sync.Mutex
+	memory *serviceMemory // nil: not read yet
+	gone   []Gone
+}
+
+// Gone is a backend that a frontend had and has no more.
+type Gone struct {
+	Frontend table.FrontendKey
+	Backend  netip.AddrPort
+}
+
+// serviceMemory is what the kernel holds.
+type serviceMemory struct {
+	rows     map[table.FrontendKey]serviceRow
+	backends map[uint32]object.DatapathWeftBackend // proto 0: cleared, with its generation
+	refs     map[uint32]int                        // backend → rows that name it
+	lastSet  uint32
+}
+
+// serviceRow is a row and the backends that it names, by itself or in its set.
+type serviceRow struct {
+	value object.DatapathWeftSvc
+	ids   []uint32
+}
+
+// Upsert writes a frontend together with its backends: until it returns connections
+// get what was there before, and from then on only the new ones. One that does not
+// fit is refused by an error that wraps ErrFull, and leaves everything as it was.
+func (m *ServiceMap) Upsert(f table.Frontend) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.remember(); err != nil {
+		return fmt.Errorf("frontend %s: %w", f.Key, err)
+	}
+	if err := m.upsert(&f); err != nil {
+		return fmt.Errorf("frontend %s of service %s: %w", f.Key, f.Name(), err)
+	}
+	return nil
+}
+
+func (m *ServiceMap) upsert(f *table.Frontend) error {
+	want, err := m.encode(f)
+	if err != nil {
+		return err
+	}
+	had, exists := m.memory.rows[f.Key]
+	if exists && had.value.Set != 0 && slices.Equal(had.ids, want.ids) {
+		want.value.Set = had.value.Set
+	}
+	for _, id := range want.ids {
+		m.memory.refs[id]++
+	}
+	err = m.putBackends(f.Backends)
+	if err == nil && len(want.ids) > inlineBackends && want.value.Set == 0 {
+		want.value.Set, err = m.putSet(want.ids)
+	}
+	if err == nil {
+		err = m.put(f.Key, want.value)
+	}
+	if err != nil {
+		if want.value.Set != had.value.Set {
+			err = errors.Join(err, m.removeSet(want.value.Set, len(want.ids)))
+		}
+		return errors.Join(err, m.release(want.ids))
+	}
+	m.memory.rows[f.Key] = want
+	if !exists {
+		return nil
+	}
+	return m.outdated(f.Key, had, want)
+}
+
+// outdated lets go of what only the old row named.
+func (m *ServiceMap) outdated(key table.FrontendKey, had, now serviceRow) error {
+	for _, id := range had.ids {
+		if _, kept := slices.BinarySearch(now.ids, id); !kept {
+			m.gone = append(m.gone, Gone{key, backendAddr(m.memory.backends[id])})
+		}
+	}
+	var err error
+	if had.value.Set != 0 && had.value.Set != now.value.Set {
+		err = m.removeSet(had.value.Set, len(had.ids))
+	}
+	return errors.Join(err, m.release(had.ids))
+}
+
+// Delete removes a frontend; one that is not there is no error.
+func (m *ServiceMap) Delete(key table.FrontendKey) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	err := m.remember()
+	if err == nil {
+		err = m.delete(key)
+	}
+	if err != nil {
+		return fmt.Errorf("frontend %s: %w", key, err)
+	}
+	return nil
+}
+
+func (m *ServiceMap) delete(key table.FrontendKey) error {
+	k, in := m.row(key)
+	if err := remove(in, k); err != nil {
+		return err
+	}
+	had, exists := m.memory.rows[key]
+	if !exists {
+		return nil
+	}
+	delete(m.memory.rows, key)
+	return m.outdated(key, had, serviceRow{})
+}
+
+// Prune makes the maps hold these frontends and no others. It reads them anew, so
+// that what somebody else changed is put right too.
+func (m *ServiceMap) Prune(desired []table.Frontend) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.memory = nil
+	if err := m.remember(); err != nil {
+		return fmt.Errorf("frontends: %w", err)
+	}
+	keep := make(map[table.FrontendKey]*table.Frontend, len(desired))
+	for i := range desired {
+		keep[desired[i].Key] = &desired[i]
+	}
+	var errs []error
+	for key := range m.memory.rows {
+		if keep[key] == nil {
+			errs = append(errs, m.delete(key))
+		}
+	}
+	for key, f := range keep {
+		if m.holds(f) {
+			continue
+		}
+		if err := m.upsert(f); err != nil {
+			errs = append(errs, fmt.Errorf("frontend %s of service %s: %w", key, f.Name(), err))
+		}
+	}
+	return errors.Join(append(errs, m.pruneBackends(), m.pruneSets())...)
+}
+
+// holds tells whether the kernel has a frontend as it is to be.
+func (m *ServiceMap) holds(f *table.Frontend) bool {
+	want, err := m.encode(f)
+	if err != nil {
+		return false // upsert will say why
+	}
+	had, exists := m.memory.rows[f.Key]
+	want.value.Set = had.value.Set
+	if !exists || want.value != had.value || !slices.Equal(want.ids, had.ids) {
+		return false
+	}
+	for _, b := range f.Backends {
+		if m.memory.backends[b.ID] != m.encodeBackend(b) {
+			return false
+		}
+	}
+	return true
+}
+
+// TakeGone returns which backends frontends have lost since the last call.
+func (m *ServiceMap) TakeGone() []Gone {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	g := m.gone
+	m.gone = nil
+	return g
+}
+
+// Count returns how many frontends there are, and how many backends they name.
+func (m *ServiceMap) Count() (frontends, backends int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.memory == nil {
+		return 0, 0
+	}
+	return len(m.memory.rows), len(m.memory.refs)
+}
+
+// putBackends writes those backends that the kernel does not have yet.
+func (m *ServiceMap) putBackends(refs []table.BackendRef) error {
+	var ids []uint32
+	var values []object.DatapathWeftBackend
+	for _, b := range refs {
+		if v := m.encodeBackend(b); m.memory.backends[b.ID] != v {
+			ids, values = append(ids, b.ID), append(values, v)
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	if _, err := m.backends.BatchUpdate(ids, values, nil); err != nil {
+		return fmt.Errorf("map weft_be: %w", err)
+	}
+	for i, id := range ids {
+		m.memory.backends[id] = values[i]
+	}
+	return nil
+}
+
+// release takes one reference back from each backend, and clears those that have
+// none left. Their generations stay, so that the next use of the id has another.
+func (m *ServiceMap) release(ids []uint32) error {
+	var free []uint32
+	var values []object.DatapathWeftBackend
+	for _, id := range ids {
+		m.memory.refs[id]--
+		if m.memory.refs[id] > 0 {
+			continue
+		}
+		delete(m.memory.refs, id)
+		if old := m.memory.backends[id]; old.Proto != 0 {
+			free, values = append(free, id), append(values, object.DatapathWeftBackend{Generation: old.Generation})
+		}
+	}
+	return m.clear(free, values)
+}
+
+func (m *ServiceMap) clear(ids []uint32, values []object.DatapathWeftBackend) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	if _, err := m.backends.BatchUpdate(ids, values, nil); err != nil {
+		return fmt.Errorf("map weft_be: %w", err)
+	}
+	for i, id := range ids {
+		m.memory.backends[id] = values[i]
+	}
+	return nil
+}
+
+// putSet writes a set that nobody names yet.
+func (m *ServiceMap) putSet(ids []uint32) (uint32, error) {
+	m.memory.lastSet++
+	if m.memory.lastSet == 0 {
+		m.memory.lastSet = 1
+	}
+	set := m.memory.lastSet
+	keys, chunks := setChunks(set, ids)
+	if _, err := m.sets.BatchUpdate(keys, chunks, nil); err != nil {
+		if errors.Is(err, syscall.E2BIG) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.ENOMEM) {
+			err = fmt.Errorf("%w: it holds %d times %d backends of frontends with more than %d; enlarge it (bpf-lb-map-max)",
+				ErrFull, m.sets.MaxEntries(), chunkBackends, inlineBackends)
+		}
+		return set, fmt.Errorf("map weft_svcset: %w", err)
+	}
+	return set, nil
+}
+
+func (m *ServiceMap) removeSet(set uint32, backends int) error {
+	var errs []error
+	for chunk := range (backends + chunkBackends - 1) / chunkBackends {
+		errs = append(errs, remove(m.sets, object.DatapathWeftSvcsetKey{Set: set, Chunk: uint32(chunk)}))
+	}
+	return errors.Join(errs...)
+}
+
+// put writes the row alone.
+func (m *ServiceMap) put(key table.FrontendKey, v object.DatapathWeftSvc) error {
+	k, in := m.row(key)
+	err := put(in, k, v)
+	if errors.Is(err, ErrFull) {
+		err = fmt.Errorf("%w (bpf-lb-map-max)", err)
+	}
+	return err
+}
+
+// remember reads what the kernel holds, once.
+func (m *ServiceMap) remember() error {
+	if m.memory != nil {
+		return nil
+	}
+	rows, backends, err := m.read()
+	if err != nil {
+		return err
+	}
+	mem := &serviceMemory{rows: rows, backends: backends, refs: map[uint32]int{}}
+	for _, r := range rows {
+		mem.lastSet = max(mem.lastSet, r.value.Set)
+		for _, id := range r.ids {
+			mem.refs[id]++
+		}
+	}
+	keys, _, err := dump[object.DatapathWeftSvcsetKey, object.DatapathWeftSvcChunk](m.sets)
+	if err != nil {
+		return err
+	}
+	for _, k := range keys { // those that nobody names: an agent was killed half-way
+		mem.lastSet = max(mem.lastSet, k.Set)
+	}
+	m.memory = mem
+	return nil
+}
+
+// pruneBackends clears the backends that no row names.
+func (m *ServiceMap) pruneBackends() error {
+	var ids []uint32
+	var values []object.DatapathWeftBackend
+	for id, b := range m.memory.backends {
+		if b.Proto != 0 && m.memory.refs[id] == 0 {
+			ids, values = append(ids, id), append(values, object.DatapathWeftBackend{Generation: b.Generation})
+		}
+	}
+	return m.clear(ids, values)
+}
+
+// pruneSets deletes the sets that no row names.
+func (m *ServiceMap) pruneSets() error {
+	named := map[uint32]bool{}
+	for _, r := range m.memory.rows {
+		named[r.value.Set] = true
+	}
+	keys, _, err := dump[object.DatapathWeftSvcsetKey, object.DatapathWeftSvcChunk](m.sets)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, k := range keys {
+		if !named[k.Set] {
+			errs = append(errs, remove(m.sets, k))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// List returns all frontends, as far as the kernel knows them: their addresses,
+// not the names of their services. It reads the maps and not the memory of them.
+func (m *ServiceMap) List() ([]table.Frontend, error) {
+	rows, backends, err := m.read()
+	if err != nil {
+		return nil, err
+	}
+	out := make([]table.Frontend, 0, len(rows))
+	for key, r := range rows {
+		out = append(out, decodeFrontend(key, r, backends))
+	}
+	slices.SortFunc(out, func(a, b table.Frontend) int { return compareKeys(a.Key, b.Key) })
+	return out, nil
+}
+
+func compareKeys(a, b table.FrontendKey) int {
+	return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.Scope, b.Scope))
+}
