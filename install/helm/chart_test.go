@@ -100,7 +100,7 @@ func TestSettingsAreWhatTheAgentReads(t *testing.T) {
 		{"--set", "devices={eth0,bond*}"},
 		{"--set", "bpf.masquerade=true,ipv4NativeRoutingCIDR=10.0.0.0/8,bpf.masqueradePorts=50000-60000"},
 		{"--set", "bpf.masquerade=true,ipMasqAgent.enabled=true,ipv6.enabled=true"},
-		{"--set", "socketLB.enabled=true,bpf.lbMapMax=1024"},
+		{"--set", "socketLB.enabled=true,socketLB.hostNamespaceOnly=true,bpf.lbMapMax=1024"},
 	} {
 		data := settings(t, args...)
 		if _, err := config.Parse(data); err != nil {
@@ -184,6 +184,7 @@ func TestEachHonouredKeyHasAnEffect(t *testing.T) {
 		"rollOutCiliumPods":             "false",
 		"routingMode":                   `"tunnel"`,
 		"socketLB.enabled":              "true",
+		"socketLB.hostNamespaceOnly":    "true",
 		"terminationGracePeriodSeconds": "9",
 		"tolerations":                   `[{"key":"a"}]`,
 		"tunnelPort":                    "4789",
@@ -209,6 +210,8 @@ func TestEachHonouredKeyHasAnEffect(t *testing.T) {
 		"ipv4.enabled":         {"--set-json", "ipv6.enabled=true"},
 		"k8sServicePort":       {"--set-json", `k8sServiceHost="10.0.0.1"`},
 		"pprof.port":           {"--set-json", "pprof.enabled=true"},
+
+		"socketLB.hostNamespaceOnly": {"--set", "socketLB.enabled=true"},
 
 		"prometheus.prometheusRule.annotations": {"--set", "prometheus.prometheusRule.enabled=true,prometheus.prometheusRule.trustCRDsExist=true"},
 		"prometheus.prometheusRule.enabled":     {"--set", "prometheus.prometheusRule.trustCRDsExist=true"},
@@ -363,7 +366,8 @@ func TestRefusals(t *testing.T) {
 		{"cgroup.autoMount.resources.x=1", []string{"Nearest key that works: cgroup.autoMount.enabled"}},
 		{"kubeProxyReplacement=true", []string{"beside kube-proxy"}},
 		{"kubeProxyReplacement=strict", []string{"kubeProxyReplacement=strict", "beside kube-proxy"}},
-		{"socketLB.hostNamespaceOnly=true", []string{"socketLB.hostNamespaceOnly=true", "Nearest key that works: socketLB.enabled"}},
+		{"socketLB.hostNamespaceOnly=true", []string{"socketLB.hostNamespaceOnly=true", "no effect without socketLB.enabled=true"}},
+		{"socketLB.tracing=true", []string{"socketLB.tracing=true", "Nearest key that works: socketLB.enabled"}},
 		{"bpf.lbMapMax=10", []string{"lbMapMax"}},
 		{"routingMode=overlay", []string{"native", "tunnel"}},
 		{"routingMode=tunnel,tunnelProtocol=geneve", []string{"not Geneve", "tunnelProtocol=vxlan"}},

@@ -67,6 +67,7 @@ type Agent struct {
 	bigTCP    *bigTCP
 	derive    *deriver
 	services  *services // nil: kube-proxy's alone
+	socketLB  *socketLB
 	fill      *fillWatch
 
 	client    *k8s.Client
@@ -232,7 +233,10 @@ func (a *Agent) newKubernetes(ctx context.Context) (err error) {
 func (a *Agent) newDatapath(ctx context.Context) (err error) {
 	v4, v6 := a.cfg.Masquerades()
 	a.dp, err = datapath.Open(datapath.Options{
-		Root: a.opts.Paths.BPF, IPv4: a.fam.v4, IPv6: a.fam.v6, Masquerade: v4 || v6, Log: a.log,
+		Root: a.opts.Paths.BPF, IPv4: a.fam.v4, IPv6: a.fam.v6, Masquerade: v4 || v6, Log: a.log, Sizes: a.sizes(),
+		SocketLB: datapath.SocketLB{
+			Enabled: a.cfg.SocketLB.Enabled, HostNamespaceOnly: a.cfg.SocketLB.HostNamespaceOnly, Cgroup: a.cfg.CgroupRoot,
+		},
 	})
 	if err != nil {
 		return err
@@ -243,6 +247,7 @@ func (a *Agent) newDatapath(ctx context.Context) (err error) {
 	if err := a.links.EnsureForwarding(a.fam.v4, a.fam.v6); err != nil {
 		return err
 	}
+	a.newSocketLB()
 	sel := link.Selection{Globs: a.cfg.Devices, NodeAddrs: a.mem.Addrs}
 	if a.watcher, err = a.links.WatchDevices(sel); err != nil {
 		return err
@@ -316,6 +321,9 @@ func (a *Agent) newLoops() (err error) {
 	}
 	a.derive.SetOverlay(a.overlay.view())
 	a.newServices()
+	if err := a.newFrontendLoop(); err != nil {
+		return err
+	}
 	a.ipcacheLoop, err = reconcile.New(reconcile.Config[*table.IPCache]{
 		Name: "ipcache", DB: a.t.db, Table: a.t.ipcache, Log: a.log, PruneInterval: pruneEvery,
 		Target:  ipcacheTarget{m: a.dp.Maps().IPCache, local: a.held},
@@ -447,7 +455,7 @@ func (a *Agent) background(ctx context.Context, g *errgroup.Group) {
 		a.reflect.Run, a.publisher.Run, a.publishEndpoints,
 		a.followNode, a.followDevices, a.followMTU, a.followBigTCP, a.followWays, a.followRoutes, a.followOverlay, a.followForward, a.checkCilium, a.runGate, a.markReady,
 		a.peers.Run, a.readEvents, a.scrub, a.followFloods, a.maintain, a.sendReports, a.followLedger, a.followPools, a.followNodeRoutes,
-		a.followLeaks, a.masq.run, a.fill.run, a.runServices,
+		a.followLeaks, a.masq.run, a.fill.run, a.runServices, a.socketLB.run,
 	} {
 		g.Go(func() error { return f(ctx) })
 	}

@@ -233,6 +233,10 @@ func mapRemedy(name string) string {
 		return "`weft bpf nat list` shows who holds flows to the outside; spread those pods over more nodes"
 	case strings.HasPrefix(name, "weft_nomasq"):
 		return "name fewer, wider ranges in nonMasqueradeCIDRs"
+	case name == object.DatapathMapWeftAffinity, name == object.DatapathMapWeftSk:
+		return "the node has many clients of services; enlarge bpf.lbMapMax, else the oldest are forgotten"
+	case strings.HasPrefix(name, "weft_svc"), name == object.DatapathMapWeftBe:
+		return "the cluster has nearly as many services or backends as a node takes; enlarge bpf.lbMapMax"
 	case name == object.DatapathMapWeftEp, name == object.DatapathMapWeftDev:
 		return "the node has nearly as many pods as Weft takes; `weft endpoint list` shows them"
 	}

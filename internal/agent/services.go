@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -267,6 +268,14 @@ func (s *services) Reading() (r serviceReading, ok bool) {
 	return r, true
 }
 
+// known tells whether a backend still exists: ready, or not, or shutting down.
+func (s *services) known(addr netip.AddrPort, proto uint8) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.model.Known(addr, proto)
+	return ok
+}
+
 // Component is the line of the status.
 func (s *services) Component() rpc.Component {
 	c := rpc.Component{Name: "Services", State: rpc.StateDisabled, Message: "kube-proxy's alone"}
@@ -324,7 +333,8 @@ func (a *Agent) newServices() {
 			Node: a.opts.NodeName, IPv4: a.fam.v4, IPv6: a.fam.v6,
 			MaxFrontends: a.cfg.SocketLB.MapMax, MaxBackends: a.cfg.SocketLB.Backends(),
 		},
-		warn: func(reason, message string) { a.report(k8s.EventWarning, reason, message) },
-		log:  a.log,
+		kernel: a.dp.Maps().Services.List,
+		warn:   func(reason, message string) { a.report(k8s.EventWarning, reason, message) },
+		log:    a.log,
 	})
 }

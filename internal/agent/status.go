@@ -34,7 +34,7 @@ func (a *Agent) Status(ctx context.Context) rpc.Status {
 		Node: a.opts.NodeName, Version: a.opts.Version, StartedAt: a.start,
 		Components: []rpc.Component{
 			a.kubernetesComponent(), a.datapathComponent(ctx), a.fill.Component(), a.ipamComponent(), a.endpointsComponent(),
-			a.routingComponent(), a.services.Component(), a.masq.Component(), a.bigTCP.Component(), a.floods.Component(time.Now()), a.gate.Component(), a.peers.Component(), a.cniComponent(), a.proxy.Component(ctx),
+			a.routingComponent(), a.services.Component(), a.socketLB.Component(), a.masq.Component(), a.bigTCP.Component(), a.floods.Component(time.Now()), a.gate.Component(), a.peers.Component(), a.cniComponent(), a.proxy.Component(ctx),
 			{Name: "Hubble", State: rpc.StateDisabled, Message: "not built yet"},
 			a.modulesComponent(),
 		},
@@ -242,7 +242,11 @@ func (a *Agent) cniComponent() rpc.Component {
 }
 
 func (a *Agent) reconcilers() []reconcile.Status {
-	return []reconcile.Status{a.ipcacheLoop.Status(), a.routesLoop.Status(), a.endpointLoop.Status()}
+	all := []reconcile.Status{a.ipcacheLoop.Status(), a.routesLoop.Status(), a.endpointLoop.Status()}
+	if a.socketLB.loop != nil {
+		all = append(all, a.socketLB.loop.Status())
+	}
+	return all
 }
 
 func (a *Agent) modulesComponent() rpc.Component {
@@ -342,9 +346,12 @@ func (a *Agent) queries() map[string]rpc.Query {
 			}
 			return rows, err
 		},
-		rpc.PathBPFNAT:     func(context.Context, url.Values) (any, error) { return a.dp.Maps().NAT.List(0) },
-		rpc.PathBPFMaps:    func(context.Context, url.Values) (any, error) { return a.fill.Now() },
-		rpc.PathBPFMetrics: func(context.Context, url.Values) (any, error) { return a.dp.Maps().Metrics.List() },
+		rpc.PathBPFNAT:        func(context.Context, url.Values) (any, error) { return a.dp.Maps().NAT.List(0) },
+		rpc.PathBPFLB:         func(context.Context, url.Values) (any, error) { return a.dp.Maps().Services.LB() },
+		rpc.PathBPFLBBackends: func(context.Context, url.Values) (any, error) { return a.dp.Maps().Services.Backends() },
+		rpc.PathBPFLBSockets:  func(context.Context, url.Values) (any, error) { return a.dp.Maps().Services.Sockets() },
+		rpc.PathBPFMaps:       func(context.Context, url.Values) (any, error) { return a.fill.Now() },
+		rpc.PathBPFMetrics:    func(context.Context, url.Values) (any, error) { return a.dp.Maps().Metrics.List() },
 	}
 }
 

@@ -55,6 +55,7 @@ func (a *app) bpfCommand() *cobra.Command {
 				use: "flush", short: "Forget all masqueraded flows; those that go on take their ports again",
 				verb: []string{"bpf", "nat", "flush"}, local: a.flushNAT,
 			})),
+		group("lb", "Services and their backends, and the sockets that talk to them", a.lbListCommand()),
 		group("map", "The maps themselves: how full they are and what they cost",
 			listCommand[maps.MapRow](a, listing{
 				use: "list", short: "List the maps with their entries, capacity and pressure (1: refuses or evicts)",
@@ -68,6 +69,42 @@ func (a *app) bpfCommand() *cobra.Command {
 				offline: a.pinned(func(s *maps.Set) (any, error) { return s.Metrics.List() }),
 			})),
 	)
+}
+
+// lbListCommand lists one of three things, by Cilium's flags.
+func (a *app) lbListCommand() *cobra.Command {
+	list := []string{"bpf", "lb", "list"}
+	c := listCommand[maps.LBRow](a, listing{
+		use: "list", short: "List the load-balancing maps",
+		verb: list, path: rpc.PathBPFLB,
+		offline: a.pinned(func(s *maps.Set) (any, error) { return s.Services.LB() }),
+	})
+	others := map[string]*cobra.Command{
+		"backends": listCommand[maps.BackendRow](a, listing{
+			verb: append(list, "--backends"), path: rpc.PathBPFLBBackends,
+			offline: a.pinned(func(s *maps.Set) (any, error) { return s.Services.Backends() }),
+		}),
+		"revnat": listCommand[maps.SocketRow](a, listing{
+			verb: append(list, "--revnat"), path: rpc.PathBPFLBSockets,
+			offline: a.pinned(func(s *maps.Set) (any, error) { return s.Services.Sockets() }),
+		}),
+	}
+	frontends := c.RunE
+	c.Flags().Bool("backends", false, "list the backends that frontends name")
+	c.Flags().Bool("revnat", false, "list the sockets that talk to a backend and are told that it is the service")
+	c.MarkFlagsMutuallyExclusive("backends", "revnat")
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		for flag, other := range others {
+			if on, err := cmd.Flags().GetBool(flag); err != nil {
+				return err
+			} else if on {
+				other.SetContext(cmd.Context())
+				return other.RunE(other, args)
+			}
+		}
+		return frontends(cmd, args)
+	}
+	return c
 }
 
 // pinned reads rows from the maps that the last agent left pinned.

@@ -2,7 +2,10 @@
 
 package config
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+)
 
 // Bounds of bpf-lb-map-max. The map of backends is allocated in full.
 const (
@@ -13,14 +16,18 @@ const (
 
 // SocketLB says whether connections to Services get their backend at the socket.
 type SocketLB struct {
-	Enabled bool `key:"bpf-lb-sock"`
-	MapMax  int  `key:"bpf-lb-map-max"` // frontends of each family; there may be twice as many backends
+	Enabled           bool `key:"bpf-lb-sock"`
+	HostNamespaceOnly bool `key:"bpf-lb-sock-hostns-only"` // sockets of pods are left alone
+	MapMax            int  `key:"bpf-lb-map-max"`          // frontends of each family; there may be twice as many backends
 }
 
 // Backends is how many backends there may be: ids begin at 1.
 func (s SocketLB) Backends() int { return 2*s.MapMax - 1 }
 
 func (c *Config) checkSocketLB() []error {
+	if c.SocketLB.HostNamespaceOnly && !c.SocketLB.Enabled {
+		return []error{errors.New("setting bpf-lb-sock-hostns-only: true needs bpf-lb-sock: set socketLB.enabled=true, or socketLB.hostNamespaceOnly=false")}
+	}
 	if m := c.SocketLB.MapMax; m < minLBMap || m > maxLBMap {
 		return []error{fmt.Errorf("setting bpf-lb-map-max: %d is outside %d to %d: set bpf.lbMapMax to what the cluster's Services need, %d is usual", m, minLBMap, maxLBMap, defaultLBMap)}
 	}

@@ -33,10 +33,14 @@ const (
 	PathBPFNAT      = "/v1/bpf/nat"      // []maps.NATRow
 	PathBPFMetrics  = "/v1/bpf/metrics"  // []maps.MetricRow
 	PathBPFMaps     = "/v1/bpf/maps"     // []maps.MapRow
-	PathMonitor     = "/v1/monitor"      // ?type=drop|trace&pod=NAMESPACE/NAME
-	PathConfig      = "/v1/config"       // config.Config in effect
-	PathIPAM        = "/v1/ipam"         // IPAM
-	PathMetrics     = "/metrics"
+
+	PathBPFLB         = "/v1/bpf/lb"          // []maps.LBRow
+	PathBPFLBBackends = "/v1/bpf/lb/backends" // []maps.BackendRow
+	PathBPFLBSockets  = "/v1/bpf/lb/sockets"  // []maps.SocketRow
+	PathMonitor       = "/v1/monitor"         // ?type=drop|trace&pod=NAMESPACE/NAME
+	PathConfig        = "/v1/config"          // config.Config in effect
+	PathIPAM          = "/v1/ipam"            // IPAM
+	PathMetrics       = "/metrics"
 )
 
 // Status is the agent's account of itself.

@@ -97,6 +97,7 @@ enable-ipv6-big-tcp: {{ .Values.enableIPv6BIGTCP | quote }}
 enable-endpoint-routes: {{ .Values.endpointRoutes.enabled | quote }}
 kube-proxy-replacement: {{ .Values.kubeProxyReplacement | quote }}
 bpf-lb-sock: {{ .Values.socketLB.enabled | quote }}
+bpf-lb-sock-hostns-only: {{ .Values.socketLB.hostNamespaceOnly | quote }}
 bpf-lb-map-max: {{ .Values.bpf.lbMapMax | int | quote }}
 devices: {{ include "weft.words" .Values.devices | quote }}
 cgroup-root: {{ .Values.cgroup.hostRoot | quote }}

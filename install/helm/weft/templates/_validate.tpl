@@ -67,6 +67,9 @@ weft.validate fails with one line for each value that Weft does not honour.
 {{- $add = append $add (printf "enableIPv%sBIGTCP=true: has no effect without ipv%s.enabled=true; set it too" $f $f) -}}
 {{- end -}}
 {{- end -}}
+{{- if and $v.socketLB.hostNamespaceOnly (not $v.socketLB.enabled) -}}
+{{- $add = append $add "socketLB.hostNamespaceOnly=true: has no effect without socketLB.enabled=true; set it too" -}}
+{{- end -}}
 {{- if and $v.ipMasqAgent.enabled (not $v.bpf.masquerade) -}}
 {{- $add = append $add "ipMasqAgent.enabled=true: has no effect without bpf.masquerade=true; set it too" -}}
 {{- end -}}
