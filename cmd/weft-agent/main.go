@@ -67,7 +67,7 @@ func command() *cobra.Command {
 	fs.StringVar(&p.CNIBin, "cni-bin-dir", p.CNIBin, "directory of CNI plugins")
 	fs.StringVar(&p.HealthNetns, "health-netns", p.HealthNetns, "network namespace of the health endpoint")
 	fs.StringVar(&p.Credentials, "credentials-dir", p.Credentials, "directory with ca.crt and token for the API server")
-	root.AddCommand(initCommand(f), uninstallCommand(f), proveCommand())
+	root.AddCommand(initCommand(f), uninstallCommand(f))
 	return root
 }
 
@@ -92,16 +92,6 @@ func uninstallCommand(f *flags) *cobra.Command {
 		Long: "Remove everything of Weft from this node: programs, maps, devices, routes, rules and files.\nPods that still run lose their network. The agent must have ended.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return agent.UninstallNode(cmd.Context(), f.opts, cmd.OutOrStdout())
-		},
-	}
-}
-
-// proveCommand is what the agent runs in another cgroup, see agent.ProveSocket.
-func proveCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "prove-socket ADDR WORD", Hidden: true, Args: cobra.ExactArgs(2),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return agent.ProveSocket(cmd.Context(), args[0], args[1])
 		},
 	}
 }

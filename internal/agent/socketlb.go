@@ -30,7 +30,7 @@ type sockets interface {
 type socketLB struct {
 	on, hostOnly bool
 	dp           sockets
-	prove        func(context.Context) error // a connection from a cgroup like a pod's
+	prove        func(context.Context) error // a connection from this pod
 	m            *maps.ServiceMap
 	log          *slog.Logger
 
@@ -50,7 +50,7 @@ func (a *Agent) newSocketLB() {
 		udp: newUDPReaper(a.dp.Maps().Services, a.links, a.log),
 	}
 	s.udp.netns = a.podNamespaces
-	p := socketProof{services: s.m, cgroup: a.cfg.CgroupRoot, backend: uint32(c.Backends()) + 1, v6: !a.fam.v4, run: proveByProcess}
+	p := socketProof{services: s.m, cgroup: a.cfg.CgroupRoot, backend: uint32(c.Backends()) + 1, v6: !a.fam.v4}
 	s.prove = p.once
 	a.socketLB = s
 	if err := s.dp.SyncSockets(); err != nil { // shown by the component, and tried again

@@ -3,7 +3,6 @@
 package agent
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -24,18 +23,6 @@ import (
 	"github.com/weft-net/weft/internal/k8s/apiservertest"
 	"github.com/weft-net/weft/internal/rpc"
 )
-
-// TestMain is weft-agent where the agent runs itself for its proof.
-func TestMain(m *testing.M) {
-	if len(os.Args) == 4 && os.Args[1] == "prove-socket" {
-		if err := ProveSocket(context.Background(), os.Args[2], os.Args[3]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	os.Exit(m.Run())
-}
 
 // nodeCgroup makes a cgroup2 hierarchy for the node, with this process in it.
 func nodeCgroup(t *testing.T) string {

@@ -10,10 +10,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/weft-net/weft/internal/datapath/maps"
@@ -27,21 +23,19 @@ const proofTimeout = 5 * time.Second
 // proofPort is the port of the service of the proof.
 const proofPort = 9
 
-// socketProof is a connection to a service that exists for this alone, made by a
-// process in a cgroup of its own: that the programs are attached does not say that
-// processes of pods are below the cgroup to which they are.
+// socketProof is a connection to a service that exists for this alone. That the
+// programs are attached does not say that pods are below the cgroup to which they
+// are; the agent is a pod itself, and connects from its container's cgroup.
 type socketProof struct {
 	services *maps.ServiceMap
 	cgroup   string // of the node
 	backend  uint32 // an id that no other backend gets
 	v6       bool
-	// run connects to the address from the cgroup, and sends the word.
-	run func(ctx context.Context, cgroup *os.File, to netip.AddrPort, word string) error
 }
 
 func (p socketProof) once(ctx context.Context) error {
 	if err := p.try(ctx); err != nil {
-		return fmt.Errorf("a connection from a cgroup like a pod's was not sent to its backend: %w; is %s the node's cgroup2 hierarchy?", err, p.cgroup)
+		return fmt.Errorf("a connection from the agent's own cgroup was not sent to its backend: %w; is %s the node's cgroup2 hierarchy?", err, p.cgroup)
 	}
 	return nil
 }
@@ -71,26 +65,21 @@ func (p socketProof) try(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, p.services.Delete(f.Key)) }()
-	dir := filepath.Join(p.cgroup, "weft-proof")
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.Remove(dir)) }()
-	return p.connect(ctx, dir, l, f.Key.Addr)
+	return proveConnect(ctx, l, f.Key.Addr.String())
 }
 
-// connect wants what comes in at the listener to be the word that was sent to the
-// service.
-func (p socketProof) connect(ctx context.Context, dir string, l net.Listener, service netip.AddrPort) error {
-	cgroup, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer cgroup.Close()
+// proveConnect wants what comes in at the listener to be the word that was sent to
+// the service, and to be told that it talks to the service.
+func proveConnect(ctx context.Context, l net.Listener, service string) error {
 	word := rand.Text()
 	heard := make(chan bool, 1)
 	go func() { heard <- hears(l, word) }() // until the listener is closed
-	if err := p.run(ctx, cgroup, service, word); err != nil {
+	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", service)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := c.Write([]byte(word)); err != nil {
 		return err
 	}
 	select {
@@ -100,8 +89,11 @@ func (p socketProof) connect(ctx context.Context, dir string, l net.Listener, se
 		if !ok {
 			return errors.New("something else came")
 		}
-		return nil
 	}
+	if peer := c.RemoteAddr().String(); peer != service {
+		return fmt.Errorf("getpeername says %s, not %s", peer, service)
+	}
+	return nil
 }
 
 func hears(l net.Listener, word string) bool {
@@ -116,30 +108,4 @@ func hears(l net.Listener, word string) bool {
 	b := make([]byte, len(word))
 	_, err = c.Read(b)
 	return err == nil && bytes.Equal(b, []byte(word))
-}
-
-// ProveSocket is what the process in the other cgroup does: it connects to a
-// service, says the word and wants to be told that it talks to the service.
-func ProveSocket(ctx context.Context, to, word string) error {
-	c, err := (&net.Dialer{Timeout: proofTimeout}).DialContext(ctx, "tcp", to)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	if peer := c.RemoteAddr().String(); peer != to {
-		return fmt.Errorf("getpeername says %s, not %s", peer, to)
-	}
-	_, err = c.Write([]byte(word))
-	return err
-}
-
-// proveByProcess has this program run again in the cgroup, as `weft-agent prove-socket`.
-func proveByProcess(ctx context.Context, cgroup *os.File, to netip.AddrPort, word string) error {
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", "prove-socket", to.String(), word)
-	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cgroup.Fd()), Pdeathsig: syscall.SIGKILL}
-	out, err := cmd.CombinedOutput()
-	if len(out) > 0 && err != nil {
-		return fmt.Errorf("%w: %s", err, bytes.TrimSpace(out))
-	}
-	return err
 }

@@ -85,6 +85,14 @@ func answers(last byte) map[string]any {
 			Proto: 6, Src: v4, Dst: addr("10.0.9.9"), SrcPort: 40000, DstPort: 80, Path: "fast", Answered: true, Expires: 90 * time.Second,
 			SrcIdentity: table.IdentityInit, DstIdentity: table.IdentityInit,
 		}},
+		rpc.PathBPFLB: []maps.LBRow{
+			{Frontend: "10.96.0.10:53/UDP", ServiceID: 3, Backend: "0.0.0.0:0", Flags: []string{"ClusterIP", "non-routable"}},
+			{Frontend: "10.96.0.10:53/UDP", Slot: 1, ServiceID: 3, Backend: "10.0.1.7:53/UDP", BackendID: 4},
+		},
+		rpc.PathBPFLBBackends: []maps.BackendRow{{ID: 4, Addr: "10.0.1.7:53/UDP", State: "active"}},
+		rpc.PathBPFLBSockets: []maps.SocketRow{{
+			Cookie: 77, Proto: table.ProtoUDP, Backend: netip.MustParseAddrPort("10.0.1.7:53"), Service: netip.MustParseAddrPort("10.96.0.10:53"),
+		}},
 		rpc.PathBPFMaps: []maps.MapRow{
 			{Name: "weft_cfg", Type: "Array", Capacity: 1, Bytes: 4096},
 			{Name: "weft_ipc4", Type: "Hash", Capacity: 131072, Bytes: 1 << 20, Entries: new(104858), Pressure: new(0.8), WhenFull: maps.Refuses, FullIn: new(90 * time.Minute)},
@@ -109,7 +117,7 @@ func TestListsGolden(t *testing.T) {
 	var b strings.Builder
 	for _, line := range []string{
 		"endpoint list", "endpoint get 7", "endpoint list -o yaml", "node list", "service list", "service list -o json", "bpf endpoint list", "bpf ipcache list",
-		"bpf ct list", "bpf ct list global", "bpf metrics list", "bpf map list", "status", "version",
+		"bpf ct list", "bpf ct list global", "bpf metrics list", "bpf map list", "bpf lb list", "bpf lb list --backends", "bpf lb list --revnat", "status", "version",
 	} {
 		args := strings.Fields(line)
 		for where, r := range map[string]result{"node": n1.run(t, args...)} {

@@ -50,7 +50,7 @@ func (a *app) collectNode(ctx context.Context, ar *archive) error {
 		"status.json": rpc.PathStatus, "endpoints.json": rpc.PathEndpoints, "nodes.json": rpc.PathNodes,
 		"ipcache.json": rpc.PathIPCache, "routes.json": rpc.PathRoutes, "devices.json": rpc.PathDevices, "services.json": rpc.PathServices,
 		"bpf-endpoint.json": rpc.PathBPFEndpoint, "bpf-ipcache.json": rpc.PathBPFIPCache,
-		"bpf-ct.json": rpc.PathBPFCT, "bpf-metrics.json": rpc.PathBPFMetrics, "config.json": rpc.PathConfig,
+		"bpf-ct.json": rpc.PathBPFCT, "bpf-lb.json": rpc.PathBPFLB, "bpf-lb-sockets.json": rpc.PathBPFLBSockets, "bpf-metrics.json": rpc.PathBPFMetrics, "config.json": rpc.PathConfig,
 	} {
 		b, err := c.Get(ctx, at)
 		noAgent = noAgent || errors.Is(err, rpc.ErrNoAgent)

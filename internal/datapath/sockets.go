@@ -179,7 +179,7 @@ func (d *Datapath) detachSockets() error {
 }
 
 // VerifySockets says what of SyncSockets is not so any more. That the programs do
-// their work it cannot say: see selftest.Connect.
+// their work it cannot say: the agent connects to something.
 func (d *Datapath) VerifySockets() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -18,7 +18,7 @@ func probeSockets() error {
 		return fmt.Errorf("%w: program type %s: %w; Weft needs CONFIG_CGROUP_BPF", ErrNoSockets, ebpf.CGroupSockAddr, err)
 	}
 	for _, h := range []asm.BuiltinFunc{
-		asm.FnGetSocketCookie, asm.FnGetNetnsCookie, asm.FnSetRetval, asm.FnGetPrandomU32, asm.FnKtimeGetCoarseNs,
+		asm.FnGetSocketCookie, asm.FnGetNetnsCookie, asm.FnSetRetval, asm.FnGetPrandomU32, asm.FnKtimeGetCoarseNs, asm.FnLoop,
 	} {
 		if err := ebpffeatures.HaveProgramHelper(ebpf.CGroupSockAddr, h); err != nil {
 			return fmt.Errorf("%w: BPF helper %s: %w; Weft needs Linux %s or newer", ErrNoSockets, h, err, MinimumKernel)
