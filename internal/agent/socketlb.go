@@ -100,11 +100,11 @@ func (s *socketLB) run(ctx context.Context) error {
 	done := make(chan error, 2)
 	go func() { done <- s.loop.Run(ctx) }()
 	go func() { done <- s.udp.run(ctx) }()
-	err := s.watch(ctx)
-	return errors.Join(err, <-done, <-done)
+	s.watch(ctx)
+	return errors.Join(<-done, <-done)
 }
 
-func (s *socketLB) watch(ctx context.Context) error {
+func (s *socketLB) watch(ctx context.Context) {
 	retry := retryShort
 	for {
 		wait := socketCheck
@@ -117,7 +117,7 @@ func (s *socketLB) watch(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			timer.Stop()
-			return nil
+			return
 		case <-timer.C:
 		}
 	}

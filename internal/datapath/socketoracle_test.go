@@ -227,17 +227,18 @@ func (s *shop) sentTo(fd int, v6 bool) netip.AddrPort {
 }
 
 // rows tells what the kernel has for a destination.
-func (s *shop) rows(to netip.AddrPort) (out string) {
+func (s *shop) rows(to netip.AddrPort) string {
+	var out strings.Builder
 	fs, err := s.n.Maps().Services.List()
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	for _, f := range fs {
 		if f.Key.Addr.Port() == to.Port() && (f.Key.Addr.Addr() == to.Addr() || f.Key.Addr.Addr().IsUnspecified()) {
-			out += fmt.Sprintf("%s: flags %d, affinity %s, %v\n", f.Key, f.Flags, f.Affinity, f.Backends)
+			fmt.Fprintf(&out, "%s: flags %d, affinity %s, %v\n", f.Key, f.Flags, f.Affinity, f.Backends)
 		}
 	}
-	return out
+	return out.String()
 }
 
 // judge connects and compares with what the oracle says.

@@ -38,11 +38,16 @@ type socketHook struct {
 // must find the way back already there.
 func socketHooks() []socketHook {
 	return []socketHook{
-		{"sock_recvmsg4", ebpf.AttachCGroupUDP4Recvmsg}, {"sock_recvmsg6", ebpf.AttachCGroupUDP6Recvmsg},
-		{"sock_getpeername4", ebpf.AttachCgroupInet4GetPeername}, {"sock_getpeername6", ebpf.AttachCgroupInet6GetPeername},
-		{"sock_bind4", ebpf.AttachCGroupInet4Bind}, {"sock_bind6", ebpf.AttachCGroupInet6Bind},
-		{"sock_sendmsg4", ebpf.AttachCGroupUDP4Sendmsg}, {"sock_sendmsg6", ebpf.AttachCGroupUDP6Sendmsg},
-		{"sock_connect4", ebpf.AttachCGroupInet4Connect}, {"sock_connect6", ebpf.AttachCGroupInet6Connect},
+		{"sock_recvmsg4", ebpf.AttachCGroupUDP4Recvmsg},
+		{"sock_recvmsg6", ebpf.AttachCGroupUDP6Recvmsg},
+		{"sock_getpeername4", ebpf.AttachCgroupInet4GetPeername},
+		{"sock_getpeername6", ebpf.AttachCgroupInet6GetPeername},
+		{"sock_bind4", ebpf.AttachCGroupInet4Bind},
+		{"sock_bind6", ebpf.AttachCGroupInet6Bind},
+		{"sock_sendmsg4", ebpf.AttachCGroupUDP4Sendmsg},
+		{"sock_sendmsg6", ebpf.AttachCGroupUDP6Sendmsg},
+		{"sock_connect4", ebpf.AttachCGroupInet4Connect},
+		{"sock_connect6", ebpf.AttachCGroupInet6Connect},
 	}
 }
 

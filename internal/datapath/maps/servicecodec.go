@@ -178,7 +178,7 @@ func withIDs(v object.DatapathWeftSvc, sets map[object.DatapathWeftSvcsetKey]obj
 		r.ids = slices.Clone(v.Backends[:min(int(v.Count), inlineBackends)])
 		return r
 	}
-	for i := uint32(0); i < min(v.Count, MostBackends); i++ {
+	for i := range min(v.Count, MostBackends) {
 		c, ok := sets[object.DatapathWeftSvcsetKey{Set: v.Set, Chunk: i / uint32(chunkBackends)}]
 		if ok {
 			r.ids = append(r.ids, c.Backends[i%uint32(chunkBackends)])
