@@ -192,6 +192,13 @@ func clusterIP(c client, ids ...uint32) table.Frontend {
 	}
 }
 
+// sameBackends is another service, which keeps backends that the first one loses.
+func sameBackends(f table.Frontend) table.Frontend {
+	f.Key.Addr = netip.AddrPortFrom(f.Key.Addr.Addr(), 81)
+	f.ServiceID += 1000
+	return f
+}
+
 func upsert(t *testing.T, n *socketNode, fs ...table.Frontend) {
 	t.Helper()
 	for _, f := range fs {
@@ -334,7 +341,7 @@ func TestSocketsAffinity(t *testing.T) {
 		if host {
 			f.ServiceID++
 		}
-		upsert(t, n, f)
+		upsert(t, n, f, sameBackends(f))
 		was := wantSticky(t, c, f.Key.Addr)
 		for i, b := range f.Backends {
 			if b.Addr.String() == was {
@@ -401,7 +408,7 @@ func TestSocketsKeepBackendOfDatagrams(t *testing.T) {
 			return
 		}
 		f := clusterIP(c, 1, 2, 3)
-		upsert(t, n, f)
+		upsert(t, n, f, sameBackends(f))
 		s, err := c.open()
 		if err != nil {
 			t.Error(err)
