@@ -299,8 +299,8 @@ func TestSocketsReachLargeService(t *testing.T) {
 	n := newSocketNode(t)
 	eachClient(t, n, func(t *testing.T, c client, _ bool) {
 		f := clusterIP(c)
-		for i := range uint32(40) { // three servers under many ids
-			b := refs(c.is6(), c.proto, i%3+1)[0]
+		for i := range uint32(40) { // three servers under many ids, each in a chunk of the set
+			b := refs(c.is6(), c.proto, i/16+1)[0]
 			b.ID += 300 + 4*i
 			f.Backends = append(f.Backends, b)
 		}
