@@ -77,6 +77,9 @@ func (m *ServiceMap) upsert(f *table.Frontend) error {
 	if exists && had.value.Set != 0 && slices.Equal(had.ids, want.ids) {
 		want.value.Set = had.value.Set
 	}
+	if err := m.taken(f.Backends, had.ids); err != nil {
+		return err
+	}
 	for _, id := range want.ids {
 		m.memory.refs[id]++
 	}
@@ -207,6 +210,23 @@ func (m *ServiceMap) Count() (frontends, backends int) {
 		return 0, 0
 	}
 	return len(m.memory.rows), len(m.memory.refs)
+}
+
+// taken refuses an id that other frontends name for another backend: it has been
+// given again, and they are yet to be changed. Their connections must not be sent
+// to the new one.
+func (m *ServiceMap) taken(refs []table.BackendRef, own []uint32) error {
+	for _, b := range refs {
+		others := m.memory.refs[b.ID]
+		if _, mine := slices.BinarySearch(own, b.ID); mine {
+			others--
+		}
+		old := m.memory.backends[b.ID]
+		if others > 0 && (old.Addr != mapped(b.Addr.Addr()) || old.Port != port(b.Addr.Port()) || old.Proto != b.Proto) {
+			return fmt.Errorf("backend %s: its id %d is still that of %s in other frontends; it is tried again once they are changed", b.Addr, b.ID, backendAddr(old))
+		}
+	}
+	return nil
 }
 
 // putBackends writes those backends that the kernel does not have yet.

@@ -173,6 +173,26 @@ func TestGenerationOfBackends(t *testing.T) {
 	}
 }
 
+// Guards against connections of one service that are sent to a backend of another,
+// as an id was given again before all who had it were changed.
+func TestBackendIDsThatMove(t *testing.T) {
+	s := newSetOf(t, lbSizes)
+	a, b := frontend("10.96.0.1:80", 1, 2), frontend("10.96.0.2:80", 3)
+	must(t, s.Services.Upsert(a))
+	must(t, s.Services.Upsert(b))
+	moved := b
+	moved.Backends = backendsOf(false, table.ProtoTCP, 1)
+	moved.Backends[0].Addr = netip.MustParseAddrPort("10.1.0.99:8080")
+	if err := s.Services.Upsert(moved); err == nil || !strings.Contains(err.Error(), "10.1.0.1:8080") {
+		t.Errorf("an id that another frontend has for 10.1.0.1:8080: %v", err)
+	}
+	wantServices(t, s, a, b)
+	a.Backends = a.Backends[1:]
+	must(t, s.Services.Upsert(a))
+	must(t, s.Services.Upsert(moved))
+	wantServices(t, s, a, moved)
+}
+
 // again wraps the same maps anew, as an agent that starts again does.
 func again(t *testing.T, s *maps.Set) *maps.Set {
 	t.Helper()
