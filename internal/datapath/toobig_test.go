@@ -215,6 +215,7 @@ func TestNoRoute(t *testing.T) {
 		n.want(n.packet(reason.FromPod, n.a, q), reason.FromPod, reason.Neigh, reason.CTNew)
 		// Gone under a fast connection.
 		ip(t, "link set eth0 down")
+		n.must(n.d.Maps().Ways.Changed()) // as the agent, once the kernel says so
 		n.want(n.packet(reason.FromPod, n.a, q), reason.FromPod, reason.Stack)
 		ip(t, "link set eth0 up")
 		n.route()

@@ -14,7 +14,11 @@ func NewUDP(src, dst netip.AddrPort, data []byte) Packet {
 	binary.BigEndian.PutUint16(b[2:], dst.Port())
 	binary.BigEndian.PutUint16(b[4:], uint16(8+len(data)))
 	b = append(b, data...)
-	binary.BigEndian.PutUint16(b[6:], Checksum(pseudo(src.Addr(), dst.Addr(), UDP, len(b)), b))
+	sum := Checksum(pseudo(src.Addr(), dst.Addr(), UDP, len(b)), b)
+	if sum == 0 {
+		sum = 0xffff // RFC 768: 0 says that there is none
+	}
+	binary.BigEndian.PutUint16(b[6:], sum)
 	return Packet{Src: src.Addr(), Dst: dst.Addr(), Proto: UDP, Payload: b}
 }
 
