@@ -65,7 +65,7 @@ func (a *Agent) scrub(context.Context) error {
 	}
 	if done.Total() > 0 {
 		a.log.Info("removed from the maps what could not be true",
-			"conntrack", done.Conntrack, "nat", done.NAT, "devices", done.Devices, "fragments", done.Fragments, "networks", done.Networks)
+			"conntrack", done.Conntrack, "nat", done.NAT, "devices", done.Devices, "fragments", done.Fragments, "networks", done.Networks, "clients", done.Clients)
 	}
 	return nil
 }

@@ -56,6 +56,11 @@ func (a *Agent) newSocketLB() {
 	if err := s.dp.SyncSockets(); err != nil { // shown by the component, and tried again
 		s.failed(err)
 	}
+	if !s.on {
+		if err := s.m.Clear(); err != nil {
+			a.log.Warn("maps of services cannot be emptied", "error", err)
+		}
+	}
 }
 
 // sizes returns what the settings say of the maps of services.

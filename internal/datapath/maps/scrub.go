@@ -14,18 +14,20 @@ import (
 
 // Scrubbed counts what Scrub removed.
 type Scrubbed struct {
-	Conntrack, NAT, Devices, Fragments, Networks int
+	Conntrack, NAT, Devices, Fragments, Networks, Clients int
 }
 
 // Total is the sum of all.
-func (s Scrubbed) Total() int { return s.Conntrack + s.NAT + s.Devices + s.Fragments + s.Networks }
+func (s Scrubbed) Total() int {
+	return s.Conntrack + s.NAT + s.Devices + s.Fragments + s.Networks + s.Clients
+}
 
 // Scrub removes what no program of ours can have written, or what outlived its
 // endpoint, from the maps that nothing else compares with what is wanted:
 // connections and translations whose endpoint is not there, has another
 // generation or another address; those that would live longer than any timeout;
 // devices that lead to no endpoint of theirs; addresses among the networks, where
-// no reconciler looks for them. It is
+// no reconciler looks for them; clients of services. It is
 // safe while packets fly and pods come: an entry is judged by its endpoint's row
 // as it is right before it is removed.
 func (s *Set) Scrub() (Scrubbed, error) {
@@ -34,12 +36,13 @@ func (s *Set) Scrub() (Scrubbed, error) {
 		return Scrubbed{}, fmt.Errorf("scrub: %w", err)
 	}
 	var done Scrubbed
-	var errs [5]error
+	var errs [6]error
 	done.Conntrack, errs[0] = j.conntrack(s.CT)
 	done.NAT, errs[1] = j.nat(s.NAT)
 	done.Devices, errs[2] = j.devices()
 	done.Fragments, errs[3] = j.fragments(s)
 	done.Networks, errs[4] = j.networks(s.IPCache)
+	done.Clients, errs[5] = s.Services.clients(j.now)
 	if err := errors.Join(errs[:]...); err != nil {
 		return done, fmt.Errorf("scrub: %w", err)
 	}

@@ -26,7 +26,7 @@ const MostBackends = 1 << 16
 // before the first row names it and cleared after the last does not. Its methods
 // may be called from several goroutines.
 type ServiceMap struct {
-	svc4, svc6, sets, backends, sockets *ebpf.Map
+	svc4, svc6, sets, backends, sockets, affinity *ebpf.Map
 
 	mu     sync.Mutex
 	memory *serviceMemory // nil: not read yet

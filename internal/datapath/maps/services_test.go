@@ -193,6 +193,47 @@ func TestBackendIDsThatMove(t *testing.T) {
 	wantServices(t, s, a, moved)
 }
 
+// Guards against what a hand wrote about clients of services being believed, and
+// against living ones losing their backend to the one who clears up.
+func TestScrubClients(t *testing.T) {
+	s := newSetOf(t, lbSizes)
+	must(t, s.Config.Set(maps.DefaultConfig()))
+	sk, affinity := s.Raw(object.DatapathMapWeftSk), s.Raw(object.DatapathMapWeftAffinity)
+	v4 := func(last uint32) object.DatapathV6addr {
+		return object.DatapathV6addr{W: [4]uint32{0, 0, 0xffff0000, 0x0a | last<<24}} // as it lies in memory, little endian
+	}
+	socket := object.DatapathWeftSkKey{Cookie: 7, Addr: v4(1), Port: 80}
+	must(t, sk.Put(socket, object.DatapathWeftWanted{Addr: v4(2), Port: 80, Proto: table.ProtoTCP}))
+	client := object.DatapathWeftAffinityKey{Service: 1, Kind: 1}
+	must(t, affinity.Put(client, object.DatapathWeftChosen{Backend: 1, Generation: 3}))
+	other := object.DatapathV6addr{W: [4]uint32{0xfd, 1, 2, 3}}
+	for i, v := range []object.DatapathWeftWanted{
+		{Addr: v4(2), Port: 80, Proto: 77}, {Addr: v4(2), Proto: table.ProtoTCP}, {Addr: other, Port: 80, Proto: table.ProtoTCP}, {Addr: v4(2), Port: 80, Proto: table.ProtoUDP, Spare: 1},
+	} {
+		must(t, sk.Put(object.DatapathWeftSkKey{Cookie: uint64(100 + i), Addr: v4(1), Port: 80}, v))
+	}
+	for i, v := range []object.DatapathWeftChosen{{}, {Backend: 1 << 20}, {Backend: 1, Used: 1 << 31}} {
+		must(t, affinity.Put(object.DatapathWeftAffinityKey{Service: uint32(10 + i), Kind: 1}, v))
+	}
+	must(t, affinity.Put(object.DatapathWeftAffinityKey{Service: 20, Kind: 9}, object.DatapathWeftChosen{Backend: 1}))
+	done, err := s.Scrub()
+	must(t, err)
+	if done.Clients != 8 {
+		t.Errorf("%d clients were removed, want 8", done.Clients)
+	}
+	var w object.DatapathWeftWanted
+	must(t, sk.Lookup(socket, &w))
+	var c object.DatapathWeftChosen
+	must(t, affinity.Lookup(client, &c))
+	must(t, s.Services.Upsert(frontend("10.96.0.1:80", 1, 2)))
+	must(t, s.Services.Clear())
+	for _, name := range []string{object.DatapathMapWeftSvc4, object.DatapathMapWeftBe, object.DatapathMapWeftSk, object.DatapathMapWeftAffinity} {
+		if n := entriesOf(t, s, name); n != 0 {
+			t.Errorf("map %s has %d entries after all was cleared", name, n)
+		}
+	}
+}
+
 // again wraps the same maps anew, as an agent that starts again does.
 func again(t *testing.T, s *maps.Set) *maps.Set {
 	t.Helper()

@@ -59,7 +59,7 @@ func NewSet(raw map[string]*ebpf.Map) (*Set, error) {
 		},
 		Services: &ServiceMap{
 			svc4: raw[object.DatapathMapWeftSvc4], svc6: raw[object.DatapathMapWeftSvc6], sets: raw[object.DatapathMapWeftSvcset],
-			backends: raw[object.DatapathMapWeftBe], sockets: raw[object.DatapathMapWeftSk],
+			backends: raw[object.DatapathMapWeftBe], sockets: raw[object.DatapathMapWeftSk], affinity: raw[object.DatapathMapWeftAffinity],
 		},
 		Metrics: &MetricsMap{m: raw[object.DatapathMapWeftMetrics]},
 		Ways:    ways,
