@@ -119,15 +119,18 @@ func Run(ctx context.Context, opts Options) error {
 		return err
 	}
 	defer a.close()
-	ctx, cancel := context.WithCancel(ctx)
+	within, cancel := context.WithCancel(ctx)
 	defer cancel()
-	g, ctx := errgroup.WithContext(ctx)
-	if err := a.serve(ctx, g); err != nil {
+	g, within := errgroup.WithContext(within)
+	if err := a.serve(within, g); err != nil {
 		cancel()
+		if ctx.Err() != nil { // told to end before it had begun: no error of this agent
+			return g.Wait()
+		}
 		// What ended the group is the cause; that the socket was not served follows.
 		return cmp.Or(g.Wait(), err)
 	}
-	a.background(ctx, g)
+	a.background(within, g)
 	return g.Wait()
 }
 
