@@ -56,8 +56,9 @@ func (m *ServiceMap) encode(f *table.Frontend) (serviceRow, error) {
 	case len(f.Backends) > MostBackends:
 		return r, fmt.Errorf("%d backends: %w: a frontend takes %d; use several services", len(f.Backends), ErrFull, MostBackends)
 	}
+	own := m.memory.rows[f.Key].ids
 	for _, b := range f.Backends {
-		if err := m.check(f, b); err != nil {
+		if err := m.check(f, b, own); err != nil {
 			return r, err
 		}
 		r.ids = append(r.ids, b.ID)
@@ -79,8 +80,10 @@ func (m *ServiceMap) encode(f *table.Frontend) (serviceRow, error) {
 	return r, nil
 }
 
-// check says what is wrong with a backend of a frontend.
-func (m *ServiceMap) check(f *table.Frontend, b table.BackendRef) error {
+// check says what is wrong with a backend of a frontend, which has the ids own in
+// the kernel. An id that was given again must not lead connections of other
+// frontends to the new backend; that of the frontend itself may.
+func (m *ServiceMap) check(f *table.Frontend, b table.BackendRef, own []uint32) error {
 	switch {
 	case !b.Addr.IsValid() || b.Addr.Addr().Is4() != f.Key.Addr.Addr().Is4() || b.Addr.Addr().Is4In6():
 		return fmt.Errorf("backend %s is of another family", b.Addr)
@@ -92,8 +95,12 @@ func (m *ServiceMap) check(f *table.Frontend, b table.BackendRef) error {
 		return fmt.Errorf("backend %s with id %d: map weft_be: %w: it holds %d entries; enlarge it (bpf-lb-map-max)",
 			b.Addr, b.ID, ErrFull, m.backends.MaxEntries())
 	}
-	if old := m.memory.backends[b.ID]; m.memory.refs[b.ID] > 0 && old.Proto != 0 && (backendAddr(old) != b.Addr || old.Proto != b.Proto) {
-		return fmt.Errorf("backend %s has id %d, which frontends name for %s: they must change first", b.Addr, b.ID, backendAddr(old))
+	others := m.memory.refs[b.ID]
+	if _, is := slices.BinarySearch(own, b.ID); is {
+		others--
+	}
+	if old := m.memory.backends[b.ID]; others > 0 && old.Proto != 0 && (backendAddr(old) != b.Addr || old.Proto != b.Proto) {
+		return fmt.Errorf("backend %s has id %d, which other frontends name for %s: they must change first", b.Addr, b.ID, backendAddr(old))
 	}
 	return nil
 }

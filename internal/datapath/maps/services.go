@@ -77,12 +77,10 @@ func (m *ServiceMap) upsert(f *table.Frontend) error {
 	if exists && had.value.Set != 0 && slices.Equal(had.ids, want.ids) {
 		want.value.Set = had.value.Set
 	}
-	if err := m.taken(f.Backends, had.ids); err != nil {
-		return err
-	}
 	for _, id := range want.ids {
 		m.memory.refs[id]++
 	}
+	m.moved(f, had.ids)
 	err = m.putBackends(f.Backends)
 	if err == nil && len(want.ids) > inlineBackends && want.value.Set == 0 {
 		want.value.Set, err = m.putSet(want.ids)
@@ -101,6 +99,16 @@ func (m *ServiceMap) upsert(f *table.Frontend) error {
 		return nil
 	}
 	return m.outdated(f.Key, had, want)
+}
+
+// moved notes backends whose ids the frontend's own new ones take over.
+func (m *ServiceMap) moved(f *table.Frontend, had []uint32) {
+	for _, b := range f.Backends {
+		old := m.memory.backends[b.ID]
+		if _, own := slices.BinarySearch(had, b.ID); own && old.Proto != 0 && backendAddr(old) != b.Addr {
+			m.gone = append(m.gone, Gone{f.Key, backendAddr(old)})
+		}
+	}
 }
 
 // outdated lets go of what only the old row named.
@@ -212,23 +220,6 @@ func (m *ServiceMap) Count() (frontends, backends int) {
 	return len(m.memory.rows), len(m.memory.refs)
 }
 
-// taken refuses an id that other frontends name for another backend: it has been
-// given again, and they are yet to be changed. Their connections must not be sent
-// to the new one.
-func (m *ServiceMap) taken(refs []table.BackendRef, own []uint32) error {
-	for _, b := range refs {
-		others := m.memory.refs[b.ID]
-		if _, mine := slices.BinarySearch(own, b.ID); mine {
-			others--
-		}
-		old := m.memory.backends[b.ID]
-		if others > 0 && (old.Addr != mapped(b.Addr.Addr()) || old.Port != port(b.Addr.Port()) || old.Proto != b.Proto) {
-			return fmt.Errorf("backend %s: its id %d is still that of %s in other frontends; it is tried again once they are changed", b.Addr, b.ID, backendAddr(old))
-		}
-	}
-	return nil
-}
-
 // putBackends writes those backends that the kernel does not have yet.
 func (m *ServiceMap) putBackends(refs []table.BackendRef) error {
 	var ids []uint32
@@ -238,16 +229,7 @@ func (m *ServiceMap) putBackends(refs []table.BackendRef) error {
 			ids, values = append(ids, b.ID), append(values, v)
 		}
 	}
-	if len(ids) == 0 {
-		return nil
-	}
-	if _, err := m.backends.BatchUpdate(ids, values, nil); err != nil {
-		return fmt.Errorf("map weft_be: %w", err)
-	}
-	for i, id := range ids {
-		m.memory.backends[id] = values[i]
-	}
-	return nil
+	return m.write(ids, values)
 }
 
 // release takes one reference back from each backend, and clears those that have
@@ -265,10 +247,11 @@ func (m *ServiceMap) release(ids []uint32) error {
 			free, values = append(free, id), append(values, object.DatapathWeftBackend{Generation: old.Generation})
 		}
 	}
-	return m.clear(free, values)
+	return m.write(free, values)
 }
 
-func (m *ServiceMap) clear(ids []uint32, values []object.DatapathWeftBackend) error {
+// write puts backends into the kernel and remembers that.
+func (m *ServiceMap) write(ids []uint32, values []object.DatapathWeftBackend) error {
 	if len(ids) == 0 {
 		return nil
 	}
@@ -353,7 +336,7 @@ func (m *ServiceMap) pruneBackends() error {
 			ids, values = append(ids, id), append(values, object.DatapathWeftBackend{Generation: b.Generation})
 		}
 	}
-	return m.clear(ids, values)
+	return m.write(ids, values)
 }
 
 // pruneSets deletes the sets that no row names.

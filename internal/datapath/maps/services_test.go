@@ -191,6 +191,14 @@ func TestBackendIDsThatMove(t *testing.T) {
 	must(t, s.Services.Upsert(a))
 	must(t, s.Services.Upsert(moved))
 	wantServices(t, s, a, moved)
+	s.Services.TakeGone()
+	moved.Backends[0].Addr = netip.MustParseAddrPort("10.1.0.98:8080") // nobody else has it
+	must(t, s.Services.Upsert(moved))
+	wantServices(t, s, a, moved)
+	want := []maps.Gone{{Frontend: moved.Key, Backend: netip.MustParseAddrPort("10.1.0.99:8080")}}
+	if got := s.Services.TakeGone(); !slices.Equal(got, want) {
+		t.Errorf("gone: %v, want %v", got, want)
+	}
 }
 
 // Guards against what a hand wrote about clients of services being believed, and
