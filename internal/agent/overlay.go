@@ -111,6 +111,9 @@ func (o *overlay) restore(was maps.Overlay) error {
 	if index != 0 && index == was.IfIndex {
 		// What the programs knew of the others is pinned with them.
 		o.state, o.port, o.ready = was, port, true
+		// The others take this node for one that does not take part, and send past
+		// the overlay from now on.
+		o.state.Strict = was.Strict && o.on
 	}
 	return nil
 }

@@ -180,8 +180,13 @@ func TestOverlayLeavesLast(t *testing.T) {
 		before.must(t)
 		w := newOverlayWorld(t, config.RoutingNative)
 		w.tun.index, w.tun.made, w.tun.up, w.tun.hooked = before.tun.index, before.tun.made, true, before.tun.index
-		if err := w.restore(before.config()); err != nil {
+		was := before.config()
+		was.Strict = true
+		if err := w.restore(was); err != nil {
 			t.Fatal(err)
+		}
+		if w.config().Strict {
+			t.Error("what nodes send past the overlay is refused by one that does not invite them to use it")
 		}
 		w.rows[1].Tunnel = "vxlan:8472:ipv4"
 		for _, step := range []struct {
