@@ -83,6 +83,7 @@ type deriver struct {
 	done    []func(statedb.WriteTxn) // initialisers of the desired tables, nil when done
 
 	tunnels map[netip.Addr]nodeTunnel // by address of the node, as the ipcache shows it
+	held    *work                     // what waits until all nodes are known; nil: nothing
 
 	mu       sync.Mutex
 	problems []string
@@ -285,6 +286,7 @@ func (d *deriver) initialised(txn statedb.ReadTxn) <-chan struct{} {
 // commit writes what changed. txn is the snapshot that the claims stand for.
 func (d *deriver) commit(txn statedb.ReadTxn, w *work) error {
 	complete := d.done != nil && d.initialised(txn) == nil
+	d.hold(txn, w)
 	if len(w.prefixes) == 0 && !w.routes && !complete {
 		return nil
 	}

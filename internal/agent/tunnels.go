@@ -4,9 +4,11 @@ package agent
 
 import (
 	"net/netip"
+	"time"
 
 	"github.com/cilium/statedb"
 
+	"github.com/weft-net/weft/internal/arrival"
 	"github.com/weft-net/weft/internal/table"
 )
 
@@ -82,6 +84,36 @@ func (d *deriver) retunnel(txn statedb.ReadTxn, w *work) {
 			}
 		}
 	}
+}
+
+// hold takes from the work what depends on other nodes, and gives it back once all
+// of them are known, and whether they take part in the overlay: an agent that
+// starts knows pods before nodes, and nodes before their part. What the kernel has
+// from the agent before is right until then.
+func (d *deriver) hold(txn statedb.ReadTxn, w *work) {
+	if complete, _ := d.t.nodes.Initialized(txn); complete || !d.overlaid().on {
+		if d.held != nil {
+			for p, arrived := range d.held.prefixes {
+				w.touch(p, arrived)
+			}
+			w.routes = w.routes || d.held.routes
+			w.nodes = arrival.Earlier(w.nodes, d.held.nodes)
+			d.held = nil
+		}
+		return
+	}
+	if d.held == nil {
+		d.held = &work{prefixes: map[netip.Prefix]time.Time{}}
+	}
+	for p, arrived := range w.prefixes {
+		if row, ok := d.claims.winner(p); ok && nodeOf(row).IsValid() {
+			d.held.touch(p, arrived)
+			delete(w.prefixes, p)
+		}
+	}
+	d.held.routes = d.held.routes || w.routes
+	d.held.nodes = arrival.Earlier(d.held.nodes, w.nodes)
+	w.routes = false
 }
 
 // nodeOf returns the address of the other node that stands behind a row, or an

@@ -86,3 +86,67 @@ func TestTunnelsFollowNodes(t *testing.T) {
 	f.d.SetOverlay(overlayView{})
 	want("native again", none, false)
 }
+
+// Guards against an agent that starts and takes from the kernel's rows, for as long
+// as it does not know all nodes, that the overlay leads there: pods are known before
+// nodes, and nodes before their part in it.
+func TestTunnelsWaitForNodes(t *testing.T) {
+	f := newFixture(t)
+	txn := f.t.db.WriteTxn(f.t.nodes)
+	initialised := f.t.nodes.RegisterInitializer(txn, "nodes")
+	txn.Commit()
+	in, err := f.d.watch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	step := func() map[netip.Prefix]table.IPCache {
+		t.Helper()
+		txn := f.t.db.ReadTxn()
+		work, _ := f.d.take(in, txn)
+		if work.routes {
+			f.d.retunnel(txn, work)
+		}
+		if err := f.d.commit(txn, work); err != nil {
+			t.Fatal(err)
+		}
+		return rows(f)
+	}
+	routes := func() (n int) {
+		for range f.t.routes.All(f.t.db.ReadTxn()) {
+			n++
+		}
+		return n
+	}
+	f.d.SetOverlay(overlayView{on: true, announce: "vxlan:8472:ipv4", send: true})
+	put(t, f.t.db, f.t.devices, &table.Device{Name: "eth0", Up: true, Selected: true, Addrs: []netip.Prefix{cidr("10.9.0.1/24")}})
+	put(t, f.t.db, f.t.nodes, &table.Node{Name: "n1", Local: true, Addrs: []netip.Addr{ip("10.9.0.1")}})
+	put(t, f.t.db, f.t.pods, &table.RemotePod{Namespace: "a", Pod: "b", NodeAddr: ip("10.9.0.2"), Addrs: []netip.Addr{ip("10.244.2.9")}})
+	gone := table.RemotePod{Namespace: "a", Pod: "c", NodeAddr: ip("10.9.0.3"), Addrs: []netip.Addr{ip("10.244.3.9")}}
+	put(t, f.t.db, f.t.pods, &gone)
+	if got := step(); len(got) != 1 || routes() != 0 {
+		t.Errorf("with pods alone: %v and %d routes, want this node's address alone", got, routes())
+	}
+	n2 := table.Node{Name: "n2", Addrs: []netip.Addr{ip("10.9.0.2")}, PodCIDRs: []netip.Prefix{cidr("10.244.2.0/24")}}
+	put(t, f.t.db, f.t.nodes, &n2)
+	if got := step(); len(got) != 1 || routes() != 0 {
+		t.Errorf("with half of what is known of a node: %v and %d routes, want this node's address alone", got, routes())
+	}
+	n2.Tunnel = "vxlan:8472:ipv4"
+	other := n2
+	put(t, f.t.db, f.t.nodes, &other)
+	txn = f.t.db.WriteTxn(f.t.nodes)
+	initialised(txn)
+	txn.Commit()
+	got := step()
+	for _, p := range []string{"10.9.0.2/32", "10.244.2.0/24", "10.244.2.9/32"} {
+		if row := got[cidr(p)]; row.Tunnel != ip("10.9.0.2") || !row.ByTunnel {
+			t.Errorf("%s: %+v, want it by the overlay", p, row)
+		}
+	}
+	if row, ok := got[cidr("10.244.3.9/32")]; !ok || row.ByTunnel {
+		t.Errorf("pod of a node that nobody knows: %+v, %v", row, ok)
+	}
+	if routes() != 1 {
+		t.Errorf("%d routes, want that to n2's pods", routes())
+	}
+}
