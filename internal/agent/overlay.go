@@ -56,9 +56,10 @@ type overlaySurroundings struct {
 	addrs func() []netip.Addr        // of this node, as long as its row has not come
 	local func() map[netip.Addr]bool // addresses that the node's other devices have
 	mtu   func() int                 // of pods
-	// known tells whether the programs believe a node's packets that come by the
-	// overlay with this outer source.
-	known func(n *table.Node, outer netip.Addr) bool
+	// known tells whether the programs believe what comes by the overlay from other
+	// nodes and their pods, and know where to send what goes there. Before that,
+	// what they are invited to send would be dropped.
+	known func(nodes []*table.Node, v6 bool) bool
 	// changed puts a new state into effect: programs' configuration, derivation.
 	changed func() error
 }
@@ -263,19 +264,7 @@ func (o *overlay) join(rows []*table.Node, complete bool) error {
 	if err := o.set(next, t.Port); err != nil {
 		return err
 	}
-	return o.settle(shown || (complete && o.knowsAll(rows)))
-}
-
-// knowsAll tells whether the programs believe every other node: before that, what
-// they are invited to send would be dropped.
-func (o *overlay) knowsAll(rows []*table.Node) bool {
-	view := o.view()
-	for _, n := range rows {
-		if outer := n.Addr(view.v6); !n.Local && outer.IsValid() && !o.around.known(n, outer) {
-			return false
-		}
-	}
-	return true
+	return o.settle(shown || (complete && o.around.known(rows, v6)))
 }
 
 // settle lets this node be announced, and routes lead by the overlay, once it is
@@ -410,21 +399,37 @@ func (a *Agent) deviceAddrs() map[netip.Addr]bool {
 	return out
 }
 
-// knownByTunnel looks into the maps, where a row arrives last.
-func (a *Agent) knownByTunnel(n *table.Node, outer netip.Addr) bool {
-	ranges := slices.Clone(n.PodCIDRs)
-	for _, x := range n.Addrs {
-		ranges = append(ranges, single(x))
-	}
-	for _, p := range ranges {
-		if !a.fam.has(p.Addr()) {
+// knownByTunnel looks into the maps, where a row arrives last: for all of a node's
+// addresses and ranges, and for each pod of which there is a row of its own.
+func (a *Agent) knownByTunnel(nodes []*table.Node, v6 bool) bool {
+	outer := map[netip.Addr]netip.Addr{} // by address of a node
+	for _, n := range nodes {
+		to := n.Addr(v6)
+		if n.Local || !to.IsValid() {
 			continue
 		}
-		if row, ok, err := a.dp.Maps().IPCache.Lookup(p); err != nil || !ok || row.Tunnel != outer {
+		ranges := slices.Clone(n.PodCIDRs)
+		for _, x := range n.Addrs {
+			ranges = append(ranges, single(x))
+			outer[x] = to
+		}
+		for _, p := range ranges {
+			if a.fam.has(p.Addr()) && !a.leadsTo(p, to) {
+				return false
+			}
+		}
+	}
+	for row := range a.t.ipcache.All(a.t.db.ReadTxn()) {
+		if to, ok := outer[nodeOf(*row)]; ok && !a.leadsTo(row.Prefix, to) {
 			return false
 		}
 	}
 	return true
+}
+
+func (a *Agent) leadsTo(p netip.Prefix, outer netip.Addr) bool {
+	row, ok, err := a.dp.Maps().IPCache.Lookup(p)
+	return err == nil && ok && row.Tunnel == outer
 }
 
 func (a *Agent) overlayChanged() error {

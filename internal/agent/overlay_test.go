@@ -92,7 +92,7 @@ func newOverlayWorld(t *testing.T, mode string) *overlayWorld {
 			addrs:   func() []netip.Addr { return nil },
 			local:   func() map[netip.Addr]bool { return map[netip.Addr]bool{ip("10.9.0.1"): true, ip("fd09::1"): true} },
 			mtu:     func() int { return 1450 },
-			known:   func(*table.Node, netip.Addr) bool { return w.known },
+			known:   func([]*table.Node, bool) bool { return w.known },
 			changed: func() error { w.changes = append(w.changes, w.config()); return nil },
 		},
 	}

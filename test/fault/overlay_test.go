@@ -127,5 +127,6 @@ func TestRoutingModeRoll(t *testing.T) {
 	}
 	// A datagram that is on its way while its route moves from one device to the
 	// other may be lost: two were seen of 5,000 on a busy machine.
+	t.Log("\n" + events.String())
 	ld.judge(t, events.String(), 5)
 }
