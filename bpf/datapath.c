@@ -11,6 +11,8 @@ const volatile __u32 fib_flags = 0; /* BPF_FIB_LOOKUP_SKIP_NEIGH where the kerne
 #include "lib/arp.h"
 #include "lib/encap.h"
 #include "lib/endpoint.h"
+#include "lib/lb.h"
+#include "lib/lbct.h"
 #include "lib/nat.h"
 #include "lib/packet.h"
 #include "lib/report.h"

@@ -46,9 +46,9 @@ static __always_inline int F(from_net_new)(struct __sk_buff *skb, struct F(judge
 	j->s.to.endpoint = dst->endpoint;
 	j->s.to.generation = row->generation;
 	F(note_sides)(r, j);
-	if (nat && !j->k.p.error && j->k.p.ports)
+	if (nat && nat != NAT_SERVICE && !j->k.p.error && j->k.p.ports)
 		F(nat_restore)(&j->k, &j->s, nat);
-	if (kind != KIND_REMOTE_POD || j->k.p.error)
+	if (kind != KIND_REMOTE_POD || j->k.p.error || nat == NAT_SERVICE)
 		return VERDICT_STACK;
 	if (!j->k.p.ports)
 		return DROP_FRAGMENT_UNKNOWN;
@@ -63,9 +63,10 @@ static __always_inline int F(from_net_new)(struct __sk_buff *skb, struct F(judge
 
 /* From the net, part of a connection that this node knows. */
 static __always_inline int F(from_net_known)(struct __sk_buff *skb, struct F(judge) *j, const struct weft_config *cfg,
-					     __u32 now, struct report *r)
+					     __u32 now, __u32 nat, struct report *r)
 {
-	bool stack = j->f.ct->flags & CT_STACK;
+	/* A connection without the service that has the same ports: to_pod tells them apart. */
+	bool stack = (j->f.ct->flags & CT_STACK) || nat == NAT_SERVICE;
 
 	F(note_sides)(r, j);
 	r->endpoint = j->s.to.endpoint;
@@ -96,7 +97,7 @@ static __always_inline int F(judge_from_net)(struct __sk_buff *skb, struct F(jud
 	if (!j->f.ct) {
 		dst = F(who_exactly)(&j->k.daddr);
 		if (!dst || dst->kind != KIND_LOCAL_POD) {
-			if (nat)
+			if (nat && nat != NAT_SERVICE)
 				F(nat_answered)(j, cfg, now);
 			return F(not_for_pods)(&j->k);
 		}
@@ -107,7 +108,7 @@ static __always_inline int F(judge_from_net)(struct __sk_buff *skb, struct F(jud
 	F(ct_sides)(&j->f, &j->s);
 	if (!j->s.to.endpoint) /* an entry of pod traffic that left; nobody answers from here */
 		return F(not_for_pods)(&j->k);
-	return F(from_net_known)(skb, j, cfg, now, r);
+	return F(from_net_known)(skb, j, cfg, now, nat, r);
 }
 
 /* What cannot be read: dropped only if a pod of ours would get it. */
@@ -136,6 +137,13 @@ static __noinline int F(from_net_ip)(struct __sk_buff *skb)
 		code = F(not_for_pods)(&j.k);
 	else if (cfg->nat)
 		code = F(nat_enter)(skb, &j.k, &nat);
+	if (!code && !nat && cfg->nat) {
+		code = F(svc_enter)(skb, &j.k);
+		if (code == SVC_TO) {
+			code = 0;
+			nat = NAT_SERVICE;
+		}
+	}
 	if (!code)
 		code = F(judge_from_net)(skb, &j, cfg, nat, &r);
 	return F(finish)(skb, &j.k, &r, HOOK_FROM_NET, code);
@@ -260,6 +268,8 @@ static __noinline int F(to_net_ip)(struct __sk_buff *skb)
 		if (code == MASQUERADE)
 			F(host_ct)(&k);
 	}
+	if (code == VERDICT_STACK)
+		code = F(svc_leave)(skb, &k, &ask);
 	if (code == MASQUERADE)
 		code = F(nat_leave)(skb, &k, &ask);
 	if (code == VERDICT_STACK && k.p.len)

@@ -11,6 +11,8 @@
 #undef ct_key_t
 #undef frag_key_t
 #undef nat_key_t
+#undef svc_key_t
+#undef lbct_key_t
 
 #if FAMILY == 4
 #define F(name) name##4
@@ -19,6 +21,8 @@
 #define ct_key_t struct weft_ct4_key
 #define frag_key_t struct weft_frag4_key
 #define nat_key_t struct weft_nat4_key
+#define svc_key_t struct weft_svc4_key
+#define lbct_key_t struct weft_lbct4_key
 #else
 #define F(name) name##6
 #define addr_t struct v6addr
@@ -26,6 +30,8 @@
 #define ct_key_t struct weft_ct6_key
 #define frag_key_t struct weft_frag6_key
 #define nat_key_t struct weft_nat6_key
+#define svc_key_t struct weft_svc6_key
+#define lbct_key_t struct weft_lbct6_key
 #endif
 
 #include "addr.h"
@@ -37,7 +43,9 @@
 #include "forward.h"
 #include "express.h"
 #include "nat_rewrite.h"
+#include "lbct_ip.h"
 #include "nat_ip.h"
+#include "svc_ip.h"
 #if FAMILY == 6
 #include "jumbo.h"
 #include "nd.h"

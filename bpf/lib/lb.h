@@ -13,7 +13,6 @@
 /* A row takes so many backends itself; more are in an immutable set, so many a chunk. */
 #define SVC_INLINE 12
 #define SVC_CHUNK 16
-#define SVC_CHUNKS_MAX 4096
 
 /* Equal to table.Scope*. */
 #define SVC_EXTERNAL 0
@@ -46,10 +45,13 @@ struct weft_svc {
 	__u32 count;
 	__u32 affinity; /* ticks; 0: each connection is for itself */
 	__u32 set;	/* of weft_svcset; 0: the backends are here */
-	__u8 type;	/* for those who list it */
+	__u8 type;	/* SVC_CLUSTER_IP and others, for those who list it */
 	__u8 spare[3];
 	__u32 backends[SVC_INLINE];
 };
+
+/* As maps.frontendTypes has it. */
+#define SVC_CLUSTER_IP 1
 
 /* A set is written once, before a row names it, and deleted after none does. */
 struct weft_svcset_key {
@@ -106,6 +108,51 @@ struct weft_wanted {
 	__u8 spare;
 };
 
+/*
+ * A connection that came to a service packet by packet, from outside: two rows.
+ * LBCT_THERE says what the service's address becomes, LBCT_BACK what the backend's
+ * does. weft_lbctn* holds those that did not go on after an answer, as weft_ctn* does.
+ */
+#define LBCT_THERE 0
+#define LBCT_BACK 1
+
+struct weft_lbct4_key {
+	__u32 client;
+	__u32 addr; /* the service's (LBCT_THERE) or the backend's (LBCT_BACK) */
+	__u16 client_port;
+	__u16 port;
+	__u8 proto;
+	__u8 way; /* LBCT_* */
+	__u8 pad[2];
+};
+
+struct weft_lbct6_key {
+	struct v6addr client;
+	struct v6addr addr;
+	__u16 client_port;
+	__u16 port;
+	__u8 proto;
+	__u8 way;
+	__u8 pad[2];
+};
+
+#define LBCTF_REMOTE (1U << 8) /* beside NATF_*: the backend is not on this node, and must answer through it */
+
+struct weft_lbct {
+	__u32 expires; /* tick */
+	__u32 flags;   /* NATF_*, the client being the owner; LBCTF_* */
+	__u32 backend;
+	__u32 generation; /* of the backend's id */
+	__u32 nat;	  /* of LBCT_BACK: what the client is to the backend, as weft_ct.nat */
+	__u16 port;	  /* what the address and port of the key become */
+	__u16 spare;
+	struct v6addr addr; /* IPv4 in the first word */
+};
+
+DEFINE_MAP(weft_lbct4, BPF_MAP_TYPE_LRU_HASH, 1, struct weft_lbct4_key, struct weft_lbct, 0);
+DEFINE_MAP(weft_lbct6, BPF_MAP_TYPE_LRU_HASH, 1, struct weft_lbct6_key, struct weft_lbct, 0);
+DEFINE_MAP(weft_lbctn4, BPF_MAP_TYPE_LRU_HASH, 1, struct weft_lbct4_key, struct weft_lbct, 0);
+DEFINE_MAP(weft_lbctn6, BPF_MAP_TYPE_LRU_HASH, 1, struct weft_lbct6_key, struct weft_lbct, 0);
 DEFINE_MAP(weft_svc4, BPF_MAP_TYPE_HASH, 1, struct weft_svc4_key, struct weft_svc, BPF_F_NO_PREALLOC);
 DEFINE_MAP(weft_svc6, BPF_MAP_TYPE_HASH, 1, struct weft_svc6_key, struct weft_svc, BPF_F_NO_PREALLOC);
 DEFINE_MAP(weft_svcset, BPF_MAP_TYPE_HASH, 1, struct weft_svcset_key, struct weft_svc_chunk, BPF_F_NO_PREALLOC);
@@ -193,15 +240,23 @@ static __always_inline const struct weft_backend *backend_of(__u32 id)
 	return b && b->proto ? b : 0;
 }
 
-/* Who answers a client that has had nobody yet; 0: the row has changed meanwhile, ask anew. */
-static __always_inline const struct weft_backend *svc_random(const struct weft_svc *s, __u32 *id)
+/*
+ * Who answers a client that has had nobody yet, by a number that is different for
+ * each; 0: the row has changed meanwhile, ask anew.
+ */
+static __always_inline const struct weft_backend *svc_pick(const struct weft_svc *s, __u32 number, __u32 *id)
 {
 	__u32 n = s->count;
 
 	if (!n)
 		return 0;
-	*id = svc_backend(s, bpf_get_prandom_u32() % n);
+	*id = svc_backend(s, number % n);
 	return backend_of(*id);
+}
+
+static __always_inline const struct weft_backend *svc_random(const struct weft_svc *s, __u32 *id)
+{
+	return svc_pick(s, bpf_get_prandom_u32(), id);
 }
 
 /*
@@ -209,25 +264,26 @@ static __always_inline const struct weft_backend *svc_random(const struct weft_s
  * has it and the client asks again within so many ticks.
  */
 static __always_inline const struct weft_backend *svc_sticky(const struct weft_svc *s, const struct weft_affinity_key *client,
-							      __u32 ticks)
+							      __u32 ticks, __u32 *id)
 {
 	struct weft_chosen *had = bpf_map_lookup_elem(&weft_affinity, client);
 	struct weft_chosen fresh;
 	const struct weft_backend *b;
-	__u32 now = now_tick(), id = 0;
+	__u32 now = now_tick();
 
 	if (had && now - had->used <= ticks && svc_has(s, had->backend)) {
-		b = backend_of(had->backend);
+		*id = had->backend;
+		b = backend_of(*id);
 		if (b && b->generation == had->generation) {
 			if (had->used != now) /* the line is shared by all CPUs */
 				had->used = now;
 			return b;
 		}
 	}
-	b = svc_random(s, &id);
+	b = svc_random(s, id);
 	if (!b)
 		return 0;
-	fresh.backend = id;
+	fresh.backend = *id;
 	fresh.generation = b->generation;
 	fresh.used = now;
 	bpf_map_update_elem(&weft_affinity, client, &fresh, BPF_ANY); /* without it the next is a new client */

@@ -14,6 +14,8 @@
 #define MASQUERADE (-1)
 #define HOLD_PORT (-2)
 
+#define NAT_SERVICE (~0U) /* no address and port: the packet was for a service */
+
 #define NAT_SRC 0
 #define NAT_DST 1
 
@@ -23,6 +25,7 @@ struct nat_ask {
 	__u32 generation;
 	__u32 endpoint; /* 0: the host's own */
 	bool opens;	/* of the host: the packet may open a flow */
+	bool client;	/* of a service, not of this node */
 };
 
 static __always_inline bool nat_in_range(const struct weft_config *cfg, __u16 port)

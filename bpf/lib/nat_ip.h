@@ -7,9 +7,11 @@
 
 #if FAMILY == 4
 #define NAT_FAMILY NAT_IPV4
+#define NAT_SERVICES NAT_SERVICES4
 #define OWNER(e) (&(e)->addr.w[0])
 #else
 #define NAT_FAMILY NAT_IPV6
+#define NAT_SERVICES NAT_SERVICES6
 #define OWNER(e) (&(e)->addr)
 #endif
 
@@ -194,14 +196,16 @@ static __always_inline bool F(nat_slot)(struct F(nat_to) *to, __u32 slot)
 #endif
 }
 
-/* Lets conntrack know what the opener of a flow looks like from outside. */
-__noinline int F(nat_note)(const struct F(pkt) *k, __u32 nat)
+/* Lets conntrack know what the opener of a flow looks like from outside, or a client of a service to the backend. */
+__noinline int F(nat_note)(const struct F(pkt) *k, __u32 nat, bool client)
 {
 	struct F(flow) f;
 	struct weft_ct *ct;
 
 	if (!k)
 		return 0;
+	if (client)
+		return F(lbct_note)(k, nat);
 	F(ct_key)(&f, k);
 	ct = bpf_map_lookup_elem(&F(weft_ct), &f.key);
 	if (!ct)
@@ -263,7 +267,7 @@ __noinline int F(nat_leave)(struct __sk_buff *skb, const struct F(pkt) *k, const
 			return DROP_NAT_EXHAUSTED;
 		to.port = key.port;
 		count(HOOK_TO_NET, NOTE_NAT_NEW, 0);
-		F(nat_note)(k, to.slot << 16 | to.port);
+		F(nat_note)(k, to.slot << 16 | to.port, ask->client);
 	}
 	if (k->p.frag == FRAG_FIRST)
 		F(frag_remember)(k, HOOK_TO_NET);
@@ -317,7 +321,7 @@ __noinline int F(nat_enter)(struct __sk_buff *skb, struct F(pkt) *k, __u32 *nat)
 	struct weft_nat *e;
 	nat_key_t key;
 
-	if (!k || !nat || !cfg || !(cfg->nat & NAT_FAMILY) || !k->p.ports)
+	if (!k || !nat || !cfg || !(cfg->nat & (NAT_FAMILY | NAT_SERVICES)) || !k->p.ports)
 		return 0;
 	if (!nat_keeps_port(k->p.ct_proto) && !nat_in_range(cfg, k->p.dport))
 		return 0;
@@ -337,7 +341,7 @@ __noinline int F(nat_enter)(struct __sk_buff *skb, struct F(pkt) *k, __u32 *nat)
 	to.endpoint = e->endpoint;
 	slot = e->flags >> NATF_SLOT_SHIFT;
 	nat_touch(e, &k->p, cfg, now, false);
-	if (!to.endpoint && to.port == key.port)
+	if (!to.endpoint && to.port == key.port && F(same)(&to.addr, &key.addr))
 		return 0; /* the host's, who only holds the port */
 	if (k->p.frag == FRAG_FIRST)
 		F(frag_remember)(k, HOOK_FROM_NET);
@@ -409,11 +413,13 @@ __noinline int F(nat_hold)(const struct F(pkt) *k, const struct nat_ask *ask)
 /* Is it the node's own, from a port that pods' flows get too, to where they could go? */
 static __always_inline bool F(nat_shared)(const struct F(pkt) *k, const struct weft_config *cfg)
 {
-	if (!(cfg->nat & NAT_FAMILY) || !k->p.ports || !nat_can(&k->p))
+	if (!cfg->nat || !k->p.ports || !nat_can(&k->p))
 		return false;
 	if (!nat_keeps_port(k->p.ct_proto) && !nat_in_range(cfg, k->p.sport))
 		return false;
-	return F(nat_wanted)(&k->dst);
+	if (cfg->nat & NAT_SERVICES) /* clients of services go to pods and nodes, too */
+		return !F(multicast)(&k->dst) && !F(martian)(&k->dst);
+	return (cfg->nat & NAT_FAMILY) && F(nat_wanted)(&k->dst);
 }
 
 /* A later fragment of a pod whose first one was not seen: it must not leave as it is. */
@@ -422,6 +428,4 @@ static __always_inline bool F(nat_bars)(const struct F(pkt) *k, const struct wef
 	return !k->p.ports && (cfg->nat & NAT_FAMILY) && F(nat_wanted)(&k->daddr);
 }
 
-#undef NAT_FAMILY
 #undef NAT_ICMP
-#undef OWNER

@@ -42,6 +42,8 @@ enum weft_code {
 	NOTE_CT_PICKED_UP = 70,	    /* ... for a TCP flow in mid-stream */
 	NOTE_CT_TO_STACK = 71,	    /* a fast flow was seen coming out of the stack */
 	NOTE_NAT_NEW = 72,	    /* a flow was given an address and port of the node */
+	NOTE_SVC_NEW = 73,	    /* a connection from outside to a service was given a backend */
+	NOTE_SVC_FULL = 74,	    /* the table of such connections took no entry */
 
 	/* drops */
 	DROP_MALFORMED = 128,	       /* lengths or versions contradict each other */
@@ -73,6 +75,7 @@ enum weft_code {
 	DROP_NAT_EXHAUSTED = 154,      /* no port is free towards this destination */
 	DROP_NAT_UNSUPPORTED = 155,    /* must be masqueraded, but has nothing to tell flows apart by */
 	DROP_NAT_NO_ADDRESS = 156,     /* must be masqueraded, but the device has no address */
+	DROP_NO_BACKEND = 157,	       /* for a service that nobody answers */
 };
 
 #endif

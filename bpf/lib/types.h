@@ -89,6 +89,9 @@ struct weft_config {
 
 #define NAT_IPV4 (1U << 0)
 #define NAT_IPV6 (1U << 1)
+/* Services answer what comes from outside; what goes to backends elsewhere gets the node's address. */
+#define NAT_SERVICES4 (1U << 2)
+#define NAT_SERVICES6 (1U << 3)
 
 enum weft_trace {
 	TRACE_NONE = 0,

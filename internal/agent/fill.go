@@ -221,7 +221,7 @@ func mapLine(r maps.MapRow) string {
 // mapRemedy says what to do about a map that is nearly full.
 func mapRemedy(name string) string {
 	switch {
-	case strings.HasPrefix(name, "weft_ctn"), strings.HasPrefix(name, "weft_natn"):
+	case strings.HasPrefix(name, "weft_ctn"), strings.HasPrefix(name, "weft_natn"), strings.HasPrefix(name, "weft_lbctn"):
 		return "somebody opens connections that nobody answers; `weft bpf ct list` shows who"
 	case strings.HasPrefix(name, "weft_ct"):
 		return "`weft bpf ct list` shows who holds connections; spread those pods over more nodes"
@@ -233,6 +233,8 @@ func mapRemedy(name string) string {
 		return "`weft bpf nat list` shows who holds flows to the outside; spread those pods over more nodes"
 	case strings.HasPrefix(name, "weft_nomasq"):
 		return "name fewer, wider ranges in nonMasqueradeCIDRs"
+	case strings.HasPrefix(name, "weft_lbct"):
+		return "`weft bpf lb list --connections` shows who talks to services through this node; spread those clients over more nodes"
 	case name == object.DatapathMapWeftAffinity, name == object.DatapathMapWeftSk:
 		return "the node has many clients of services; enlarge bpf.lbMapMax, else the oldest are forgotten"
 	case strings.HasPrefix(name, "weft_svc"), name == object.DatapathMapWeftBe:

@@ -181,7 +181,7 @@ func (c *cluster) newMachine(i int) *machine {
 		addr: newHost(fmt.Sprintf("10.9.0.%d", i), fmt.Sprintf("fd00:9::%d", i)),
 		nets: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.%d.0.0/24", i)), netip.MustParsePrefix(fmt.Sprintf("fd00:%d::/64", i))},
 	}
-	m.d = open(c.t, datapath.Options{Root: m.root, IPv4: true, IPv6: true, Masquerade: true})
+	m.d = open(c.t, datapath.Options{Root: m.root, IPv4: true, IPv6: true, Masquerade: true, Outside: true})
 	cfg := maps.DefaultConfig()
 	cfg.NodeIPv4, cfg.NodeIPv6, cfg.Trace = m.addr.v4, m.addr.v6, maps.TraceNew
 	if err := m.d.SetConfig(cfg); err != nil {

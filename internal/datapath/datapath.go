@@ -31,6 +31,7 @@ type Options struct {
 	Root       string // on bpffs; DefaultRoot if empty
 	IPv4, IPv6 bool   // a family that is off is dropped at pods and left alone elsewhere
 	Masquerade bool   // else the maps of masqueraded flows are as small as they get
+	Outside    bool   // services answer what comes from outside; else their connections have maps as small as they get
 	SocketLB   SocketLB
 	Sizes      maps.Sizes
 	Log        *slog.Logger
@@ -331,11 +332,12 @@ func serviceMaps() []string {
 func shrinkUnused(o Options, spec *ebpf.CollectionSpec) {
 	for name, m := range spec.Maps {
 		off := (strings.HasSuffix(name, "4") && !o.IPv4) || (strings.HasSuffix(name, "6") && !o.IPv6)
-		off = off || (strings.HasPrefix(name, "weft_nat") && !o.Masquerade)
+		off = off || (strings.HasPrefix(name, "weft_nat") && !o.Masquerade && !o.Outside)
+		off = off || (strings.HasPrefix(name, "weft_lbct") && !o.Outside)
 		if off && m.Type == ebpf.LRUHash {
 			m.MaxEntries = 1
 		}
-		if slices.Contains(serviceMaps(), name) && !o.SocketLB.Enabled {
+		if slices.Contains(serviceMaps(), name) && !o.SocketLB.Enabled && !o.Outside {
 			m.MaxEntries = 1
 		}
 	}

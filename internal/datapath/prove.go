@@ -61,6 +61,6 @@ func digest(o Options, spec *ebpf.CollectionSpec) string {
 	for _, name := range []string{object.DatapathVarEnableIpv4, object.DatapathVarEnableIpv6, object.DatapathVarFibFlags} {
 		_, _ = fmt.Fprintf(h, "\n%s %v", name, spec.Variables[name].Value)
 	}
-	_, _ = fmt.Fprintf(h, "\nmasquerade %t\nsockets %t", o.Masquerade, o.SocketLB.Enabled)
+	_, _ = fmt.Fprintf(h, "\nmasquerade %t\nsockets %t\noutside %t", o.Masquerade, o.SocketLB.Enabled, o.Outside)
 	return hex.EncodeToString(h.Sum(nil)[:12])
 }

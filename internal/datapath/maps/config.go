@@ -39,13 +39,23 @@ type Config struct {
 	Overlay  Overlay  `json:"overlay"`
 	// Masquerade is off where it is zero.
 	Masquerade Masquerade `json:"masquerade"`
+	// Outside says whether services answer what comes from outside the node packet
+	// by packet. Backends on other nodes see the node's address and a port of
+	// Masquerade's.
+	Outside Outside `json:"outside"`
+}
+
+// Outside names families.
+type Outside struct {
+	IPv4 bool `json:"ipv4"`
+	IPv6 bool `json:"ipv6"`
 }
 
 // Masquerade says which flows of pods leave with the node's address.
 type Masquerade struct {
 	IPv4    bool   `json:"ipv4"`
 	IPv6    bool   `json:"ipv6"`
-	PortMin uint16 `json:"portMin"` // ports that they get
+	PortMin uint16 `json:"portMin"` // ports that they get, and clients of services
 	PortMax uint16 `json:"portMax"`
 }
 
@@ -53,7 +63,20 @@ type Masquerade struct {
 const (
 	natIPv4 = 1 << 0
 	natIPv6 = 1 << 1
+
+	natServices4 = 1 << 2
+	natServices6 = 1 << 3
 )
+
+func (o Outside) bits() (b uint32) {
+	if o.IPv4 {
+		b |= natServices4
+	}
+	if o.IPv6 {
+		b |= natServices6
+	}
+	return b
+}
 
 func (m Masquerade) bits() (b uint32) {
 	if m.IPv4 {
@@ -155,7 +178,7 @@ func (c *ConfigMap) Set(cfg Config) error {
 		TunnelIfindex: uint32(cfg.Overlay.IfIndex),
 		TunnelMtu:     uint32(cfg.Overlay.MTU),
 		TunnelPort:    port(cfg.Overlay.Port),
-		Nat:           cfg.Masquerade.bits(),
+		Nat:           cfg.Masquerade.bits() | cfg.Outside.bits(),
 		NatMin:        cfg.Masquerade.PortMin,
 		NatMax:        cfg.Masquerade.PortMax,
 		NatHold:       ticks(t.NATHold, dt.NATHold),
@@ -210,6 +233,7 @@ func (c *ConfigMap) Get() (Config, error) {
 			PortMin: row.NatMin, PortMax: row.NatMax,
 		},
 	}
+	cfg.Outside = Outside{IPv4: row.Nat&natServices4 != 0, IPv6: row.Nat&natServices6 != 0}
 	cfg.Overlay = Overlay{
 		IfIndex: int(row.TunnelIfindex), MTU: int(row.TunnelMtu), Local: unmapped(row.TunnelLocal),
 		Strict: row.TunnelFlags&flagStrict != 0, Port: port(row.TunnelPort),

@@ -355,7 +355,7 @@ func TestWaysChange(t *testing.T) {
 // TestDefaultMemory guards against maps that cost more than DefaultSizes says.
 func TestDefaultMemory(t *testing.T) {
 	set := newSetOf(t, maps.DefaultSizes())
-	services := []string{"weft_affinity", "weft_be", "weft_sk", "weft_svc4", "weft_svc6", "weft_svcset"}
+	services := []string{"weft_affinity", "weft_be", "weft_lbct4", "weft_lbct6", "weft_lbctn4", "weft_lbctn6", "weft_sk", "weft_svc4", "weft_svc6", "weft_svcset"}
 	kerneltest.Need(t, "what a map takes in all", "6.4", wholeMemory(t))
 	rows, err := set.Memory()
 	must(t, err)

@@ -14,12 +14,12 @@ import (
 
 // Scrubbed counts what Scrub removed.
 type Scrubbed struct {
-	Conntrack, NAT, Devices, Fragments, Networks, Clients int
+	Conntrack, NAT, Devices, Fragments, Networks, Clients, LBConns int
 }
 
 // Total is the sum of all.
 func (s Scrubbed) Total() int {
-	return s.Conntrack + s.NAT + s.Devices + s.Fragments + s.Networks + s.Clients
+	return s.Conntrack + s.NAT + s.Devices + s.Fragments + s.Networks + s.Clients + s.LBConns
 }
 
 // Scrub removes what no program of ours can have written, or what outlived its
@@ -27,7 +27,7 @@ func (s Scrubbed) Total() int {
 // connections and translations whose endpoint is not there, has another
 // generation or another address; those that would live longer than any timeout;
 // devices that lead to no endpoint of theirs; addresses among the networks, where
-// no reconciler looks for them; clients of services. It is
+// no reconciler looks for them; clients of services and their connections. It is
 // safe while packets fly and pods come: an entry is judged by its endpoint's row
 // as it is right before it is removed.
 func (s *Set) Scrub() (Scrubbed, error) {
@@ -36,13 +36,14 @@ func (s *Set) Scrub() (Scrubbed, error) {
 		return Scrubbed{}, fmt.Errorf("scrub: %w", err)
 	}
 	var done Scrubbed
-	var errs [6]error
+	var errs [7]error
 	done.Conntrack, errs[0] = j.conntrack(s.CT)
 	done.NAT, errs[1] = j.nat(s.NAT)
 	done.Devices, errs[2] = j.devices()
 	done.Fragments, errs[3] = j.fragments(s)
 	done.Networks, errs[4] = j.networks(s.IPCache)
 	done.Clients, errs[5] = s.Services.clients(j.now)
+	done.LBConns, errs[6] = j.lbConns(s.LBConns, s.Services.backends.MaxEntries())
 	if err := errors.Join(errs[:]...); err != nil {
 		return done, fmt.Errorf("scrub: %w", err)
 	}

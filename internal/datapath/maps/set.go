@@ -25,6 +25,7 @@ type Set struct {
 	CT        *CTMap
 	NAT       *NATMap
 	Services  *ServiceMap
+	LBConns   *LBConnMap
 	Metrics   *MetricsMap
 	Ways      *WaysMap
 
@@ -61,6 +62,10 @@ func NewSet(raw map[string]*ebpf.Map) (*Set, error) {
 			svc4: raw[object.DatapathMapWeftSvc4], svc6: raw[object.DatapathMapWeftSvc6], sets: raw[object.DatapathMapWeftSvcset],
 			backends: raw[object.DatapathMapWeftBe], sockets: raw[object.DatapathMapWeftSk], affinity: raw[object.DatapathMapWeftAffinity],
 		},
+		LBConns: &LBConnMap{
+			main4: raw[object.DatapathMapWeftLbct4], main6: raw[object.DatapathMapWeftLbct6],
+			new4: raw[object.DatapathMapWeftLbctn4], new6: raw[object.DatapathMapWeftLbctn6],
+		},
 		Metrics: &MetricsMap{m: raw[object.DatapathMapWeftMetrics]},
 		Ways:    ways,
 		raw:     raw,
@@ -74,6 +79,7 @@ func Names() []string {
 		object.DatapathMapWeftCtn4, object.DatapathMapWeftCtn6, object.DatapathMapWeftDev,
 		object.DatapathMapWeftEp, object.DatapathMapWeftEvents, object.DatapathMapWeftFrag4,
 		object.DatapathMapWeftFrag6, object.DatapathMapWeftIpc4, object.DatapathMapWeftIpc6,
+		object.DatapathMapWeftLbct4, object.DatapathMapWeftLbct6, object.DatapathMapWeftLbctn4, object.DatapathMapWeftLbctn6,
 		object.DatapathMapWeftMetrics, object.DatapathMapWeftNat4, object.DatapathMapWeftNat6,
 		object.DatapathMapWeftNatdev, object.DatapathMapWeftNatip, object.DatapathMapWeftNatn4,
 		object.DatapathMapWeftNatn6, object.DatapathMapWeftNet4, object.DatapathMapWeftNet6,

@@ -23,6 +23,8 @@ type Sizes struct {
 	Backends  int `json:"backends"`  // of both families, less one: id 0 is none
 	Affinity  int `json:"affinity"`  // clients that keep their backend, of both families
 	Sockets   int `json:"sockets"`   // sockets that talk to services, of both families
+	LBConns   int `json:"lbConns"`   // rows of connections from outside to services that went on after an answer: two each
+	LBConnNew int `json:"lbConnNew"` // rows of all others
 }
 
 // DefaultSizes suits a node with 110 pods in a cluster of 1,000 nodes. The LRU
@@ -31,7 +33,7 @@ type Sizes struct {
 func DefaultSizes() Sizes {
 	return Sizes{
 		CT: 1 << 17, CTNew: 1 << 14, NAT: 1 << 16, NATNew: 1 << 14, Fragments: 1 << 12, IPCache: 1 << 17, Networks: 1 << 14, Events: 1 << 19,
-		Services: 1 << 16, Backends: 1 << 17, Affinity: 1 << 16, Sockets: 1 << 16,
+		Services: 1 << 16, Backends: 1 << 17, Affinity: 1 << 16, Sockets: 1 << 16, LBConns: 1 << 16, LBConnNew: 1 << 14,
 	}
 }
 
@@ -50,6 +52,8 @@ func (s Sizes) withDefaults() Sizes {
 		{&s.Backends, &d.Backends},
 		{&s.Affinity, &d.Affinity},
 		{&s.Sockets, &d.Sockets},
+		{&s.LBConns, &d.LBConns},
+		{&s.LBConnNew, &d.LBConnNew},
 	} {
 		if *p.v == 0 {
 			*p.v = *p.d
@@ -72,5 +76,7 @@ func (s Sizes) Entries() map[string]int {
 		object.DatapathMapWeftEvents: s.Events,
 		object.DatapathMapWeftSvc4:   s.Services, object.DatapathMapWeftSvc6: s.Services, object.DatapathMapWeftSvcset: s.Services,
 		object.DatapathMapWeftBe: s.Backends, object.DatapathMapWeftAffinity: s.Affinity, object.DatapathMapWeftSk: s.Sockets,
+		object.DatapathMapWeftLbct4: s.LBConns, object.DatapathMapWeftLbct6: s.LBConns,
+		object.DatapathMapWeftLbctn4: s.LBConnNew, object.DatapathMapWeftLbctn6: s.LBConnNew,
 	}
 }

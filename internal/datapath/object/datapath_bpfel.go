@@ -194,6 +194,40 @@ type DatapathWeftIpcache struct {
 	Tunnel   DatapathV6addr
 }
 
+type DatapathWeftLbct struct {
+	_          structs.HostLayout
+	Expires    uint32
+	Flags      uint32
+	Backend    uint32
+	Generation uint32
+	Nat        uint32
+	Port       uint16
+	Spare      uint16
+	Addr       DatapathV6addr
+}
+
+type DatapathWeftLbct4Key struct {
+	_          structs.HostLayout
+	Client     uint32
+	Addr       uint32
+	ClientPort uint16
+	Port       uint16
+	Proto      uint8
+	Way        uint8
+	Pad        [2]uint8
+}
+
+type DatapathWeftLbct6Key struct {
+	_          structs.HostLayout
+	Client     DatapathV6addr
+	Addr       DatapathV6addr
+	ClientPort uint16
+	Port       uint16
+	Proto      uint8
+	Way        uint8
+	Pad        [2]uint8
+}
+
 type DatapathWeftMetric struct {
 	_       structs.HostLayout
 	Packets uint64
@@ -342,6 +376,10 @@ const (
 	DatapathMapWeftFrag6         = "weft_frag6"
 	DatapathMapWeftIpc4          = "weft_ipc4"
 	DatapathMapWeftIpc6          = "weft_ipc6"
+	DatapathMapWeftLbct4         = "weft_lbct4"
+	DatapathMapWeftLbct6         = "weft_lbct6"
+	DatapathMapWeftLbctn4        = "weft_lbctn4"
+	DatapathMapWeftLbctn6        = "weft_lbctn6"
 	DatapathMapWeftMetrics       = "weft_metrics"
 	DatapathMapWeftNat4          = "weft_nat4"
 	DatapathMapWeftNat6          = "weft_nat6"
@@ -461,6 +499,10 @@ type DatapathMapSpecs struct {
 	WeftFrag6    *ebpf.MapSpec `ebpf:"weft_frag6"`
 	WeftIpc4     *ebpf.MapSpec `ebpf:"weft_ipc4"`
 	WeftIpc6     *ebpf.MapSpec `ebpf:"weft_ipc6"`
+	WeftLbct4    *ebpf.MapSpec `ebpf:"weft_lbct4"`
+	WeftLbct6    *ebpf.MapSpec `ebpf:"weft_lbct6"`
+	WeftLbctn4   *ebpf.MapSpec `ebpf:"weft_lbctn4"`
+	WeftLbctn6   *ebpf.MapSpec `ebpf:"weft_lbctn6"`
 	WeftMetrics  *ebpf.MapSpec `ebpf:"weft_metrics"`
 	WeftNat4     *ebpf.MapSpec `ebpf:"weft_nat4"`
 	WeftNat6     *ebpf.MapSpec `ebpf:"weft_nat6"`
@@ -526,6 +568,10 @@ type DatapathMaps struct {
 	WeftFrag6    *ebpf.Map `ebpf:"weft_frag6"`
 	WeftIpc4     *ebpf.Map `ebpf:"weft_ipc4"`
 	WeftIpc6     *ebpf.Map `ebpf:"weft_ipc6"`
+	WeftLbct4    *ebpf.Map `ebpf:"weft_lbct4"`
+	WeftLbct6    *ebpf.Map `ebpf:"weft_lbct6"`
+	WeftLbctn4   *ebpf.Map `ebpf:"weft_lbctn4"`
+	WeftLbctn6   *ebpf.Map `ebpf:"weft_lbctn6"`
 	WeftMetrics  *ebpf.Map `ebpf:"weft_metrics"`
 	WeftNat4     *ebpf.Map `ebpf:"weft_nat4"`
 	WeftNat6     *ebpf.Map `ebpf:"weft_nat6"`
@@ -561,6 +607,10 @@ func (m *DatapathMaps) Close() error {
 		m.WeftFrag6,
 		m.WeftIpc4,
 		m.WeftIpc6,
+		m.WeftLbct4,
+		m.WeftLbct6,
+		m.WeftLbctn4,
+		m.WeftLbctn6,
 		m.WeftMetrics,
 		m.WeftNat4,
 		m.WeftNat6,

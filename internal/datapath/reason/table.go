@@ -21,6 +21,8 @@ const (
 	CTPickedUp     Code = 70
 	CTToStack      Code = 71
 	NATNew         Code = 72
+	SvcNew         Code = 73
+	SvcFull        Code = 74
 
 	Malformed           Code = 128
 	Truncated           Code = 129
@@ -51,6 +53,7 @@ const (
 	NATExhausted        Code = 154
 	NATUnsupported      Code = 155
 	NATNoAddress        Code = 156
+	NoBackend           Code = 157
 )
 
 // All returns every code that the programs of this version count.
@@ -76,6 +79,8 @@ func verdicts() []Info {
 		{CTPickedUp, "ct-picked-up", "a conntrack entry was made for a TCP connection in mid-stream", ""},
 		{CTToStack, "ct-to-stack", "a connection of the fast path was seen coming out of the stack and stays there from now on", ""},
 		{NATNew, "nat-new", "a masqueraded flow was given an address and port of the node", ""},
+		{SvcNew, "svc-new", "a connection from outside to a service was given a backend", ""},
+		{SvcFull, "svc-full", "the table of connections from outside to services took no entry", "enlarge bpf.lbMapMax"},
 	}
 }
 
@@ -110,5 +115,6 @@ func drops() []Info {
 		{NATExhausted, "nat-exhausted", "no port of the node is free towards this destination: every one that was tried is in use there", "widen bpf.masqueradePorts, or spread the connections over more nodes, destination addresses or ports"},
 		{NATUnsupported, "nat-unsupported", "must be masqueraded, but its flow cannot be told from others: no TCP, UDP, SCTP or echo request, or an ICMP error about nothing known", "route the pod ranges there and name the destination in ipv4NativeRoutingCIDR or ipMasqAgent.config.nonMasqueradeCIDRs"},
 		{NATNoAddress, "nat-no-address", "must be masqueraded, but neither the device nor the node has an address of the family", "give the device an address, or the node an InternalIP of the family"},
+		{NoBackend, "no-backend", "a packet from outside for a service that nobody answers here", "`weft service list` shows its backends: pods that are not ready, or on no node where externalTrafficPolicy is Local"},
 	}
 }
