@@ -41,9 +41,9 @@ int to_overlay(struct __sk_buff *skb)
 		return finish_other(skb, HOOK_TO_OVERLAY, VERDICT_MARKED, &r);
 	if (!skb->vlan_present) {
 		if (enable_ipv4 && skb->protocol == bpf_htons(ETH_P_IP))
-			return to_overlay_ip4(skb);
+			return to_overlay_any4(skb);
 		if (enable_ipv6 && skb->protocol == bpf_htons(ETH_P_IPV6))
-			return to_overlay_ip6(skb);
+			return to_overlay_any6(skb);
 	}
 	return finish_other(skb, HOOK_TO_OVERLAY, DROP_UNKNOWN_PROTOCOL, &r);
 }

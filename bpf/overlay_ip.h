@@ -190,9 +190,63 @@ static __noinline int F(to_overlay_ip)(struct __sk_buff *skb)
 	return F(finish)(skb, &j.k, &r, HOOK_TO_OVERLAY, code);
 }
 
+/*
+ * What a service's backend on another node answers gets its client's address back. A
+ * stage of its own, as is the one below: the stack has no room for both.
+ */
+static __noinline int F(service_from_overlay)(struct __sk_buff *skb, const struct v6addr *node)
+{
+	const struct weft_ipcache *src;
+	struct F(pkt) k = {};
+	__u32 nat = 0;
+
+	if (!node || F(parse)(skb, &k))
+		return 0; /* told of later */
+	src = F(who)(&k.saddr);
+	if (!src || !same_node(&src->tunnel, node))
+		return 0;
+	return F(nat_enter)(skb, &k, &nat);
+}
+
 static __always_inline int F(from_overlay_any)(struct __sk_buff *skb, const struct v6addr *node, __u32 identity)
 {
-	int action = F(express_from_overlay)(skb, node);
+	int action = F(express_from_overlay)(skb, node), code;
+	const struct weft_config *cfg = config();
+	struct report r = {};
 
-	return action == LANE_NO ? F(from_overlay_ip)(skb, node, identity) : action;
+	if (action != LANE_NO)
+		return action;
+	if (cfg && (cfg->nat & NAT_SERVICES)) {
+		code = F(service_from_overlay)(skb, node);
+		if (code)
+			return finish_other(skb, HOOK_FROM_OVERLAY, code, &r);
+	}
+	return F(from_overlay_ip)(skb, node, identity);
+}
+
+/* A client's packet for a backend on another node gets this node's address. */
+static __noinline int F(service_to_overlay)(struct __sk_buff *skb)
+{
+	struct nat_ask ask = {};
+	struct F(pkt) k = {};
+	int code;
+
+	if (F(parse)(skb, &k))
+		return VERDICT_STACK;
+	code = F(svc_leave)(skb, &k, &ask);
+	return code == MASQUERADE ? F(nat_leave)(skb, &k, &ask) : code;
+}
+
+static __always_inline int F(to_overlay_any)(struct __sk_buff *skb)
+{
+	const struct weft_config *cfg = config();
+	struct report r = {};
+	int code;
+
+	if (cfg && (cfg->nat & NAT_SERVICES)) {
+		code = F(service_to_overlay)(skb);
+		if (code != VERDICT_STACK)
+			return finish_other(skb, HOOK_TO_OVERLAY, code, &r);
+	}
+	return F(to_overlay_ip)(skb);
 }

@@ -13,6 +13,10 @@
 #undef nat_key_t
 #undef svc_key_t
 #undef lbct_key_t
+#undef NAT_FAMILY
+#undef NAT_SERVICES
+#undef OWNER
+#undef LBCT_ADDR
 
 #if FAMILY == 4
 #define F(name) name##4

@@ -76,6 +76,7 @@ enum weft_code {
 	DROP_NAT_UNSUPPORTED = 155,    /* must be masqueraded, but has nothing to tell flows apart by */
 	DROP_NAT_NO_ADDRESS = 156,     /* must be masqueraded, but the device has no address */
 	DROP_NO_BACKEND = 157,	       /* for a service that nobody answers */
+	DROP_SOURCE_RANGES = 158,      /* for a service that is not for this client */
 };
 
 #endif

@@ -135,6 +135,8 @@ static __always_inline int F(svc_new)(const struct F(pkt) *k, struct F(nat_to) *
 		s = F(svc_row)(k);
 		if (!s)
 			return 0;
+		if (s->flags & SVC_SOURCES) /* whom it is for is not known here yet: nobody */
+			return DROP_SOURCE_RANGES;
 		if (!s->count)
 			return DROP_NO_BACKEND;
 		b = F(svc_choose)(s, k, i, &id);
@@ -278,7 +280,3 @@ __noinline int F(svc_leave)(struct __sk_buff *skb, const struct F(pkt) *k, struc
 	return F(nat_rewrite_error)(skb, k, &to, NAT_DST) ? DROP_REDIRECT_FAILED : VERDICT_STACK;
 }
 
-#undef NAT_FAMILY
-#undef NAT_SERVICES
-#undef OWNER
-#undef LBCT_ADDR

@@ -122,3 +122,9 @@ func (j *scrub) lbConns(m *LBConnMap, backends uint32) (int, error) {
 		return !k.valid() || v.Expires > j.latest || v.Flags&^lbctFlags != 0 || v.Backend == 0 || v.Backend >= backends || v.Port == 0 || v.Spare != 0
 	})
 }
+
+// Flush forgets all connections and returns the number of rows. Those whose client
+// goes on are made anew.
+func (m *LBConnMap) Flush() (int, error) {
+	return m.drop(func(lbKey, object.DatapathWeftLbct) bool { return true })
+}
