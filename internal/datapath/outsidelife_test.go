@@ -86,6 +86,10 @@ func TestServiceBackendGoes(t *testing.T) {
 				f.Backends = append(f.Backends[:1:1], f.Backends[2:]...)
 				must(t, a.d.Maps().Services.Upsert(*f))
 			}
+			// Its id is somebody else's now.
+			again := e.frontend(ap(unspecified(fam), edgePorts+1), table.ProtoTCP)
+			again.Backends = []table.BackendRef{{ID: 2, Addr: ends[2], Proto: table.ProtoTCP}}
+			must(t, a.d.Maps().Services.Upsert(*again))
 			for back, conns := range before {
 				for _, c := range conns {
 					if err := say(c); err != nil && back != gone {
