@@ -184,6 +184,7 @@ func TestEachHonouredKeyHasAnEffect(t *testing.T) {
 		"rollOutCiliumPods":             "false",
 		"routingMode":                   `"tunnel"`,
 		"socketLB.enabled":              "true",
+		"nodePort.enabled":              "true",
 		"socketLB.hostNamespaceOnly":    "true",
 		"terminationGracePeriodSeconds": "9",
 		"tolerations":                   `[{"key":"a"}]`,
@@ -212,6 +213,7 @@ func TestEachHonouredKeyHasAnEffect(t *testing.T) {
 		"pprof.port":           {"--set-json", "pprof.enabled=true"},
 
 		"socketLB.hostNamespaceOnly": {"--set", "socketLB.enabled=true"},
+		"nodePort.enabled":           {"--set", "socketLB.enabled=true"},
 
 		"prometheus.prometheusRule.annotations": {"--set", "prometheus.prometheusRule.enabled=true,prometheus.prometheusRule.trustCRDsExist=true"},
 		"prometheus.prometheusRule.enabled":     {"--set", "prometheus.prometheusRule.trustCRDsExist=true"},
@@ -367,6 +369,8 @@ func TestRefusals(t *testing.T) {
 		{"kubeProxyReplacement=true", []string{"beside kube-proxy"}},
 		{"kubeProxyReplacement=strict", []string{"kubeProxyReplacement=strict", "beside kube-proxy"}},
 		{"socketLB.hostNamespaceOnly=true", []string{"socketLB.hostNamespaceOnly=true", "no effect without socketLB.enabled=true"}},
+		{"nodePort.enabled=true", []string{"nodePort.enabled=true", "no effect without socketLB.enabled=true"}},
+		{"nodePort.range=30000-31000", []string{"nodePort.range", "Nearest key that works: nodePort.enabled"}},
 		{"socketLB.tracing=true", []string{"socketLB.tracing=true", "Nearest key that works: socketLB.enabled"}},
 		{"bpf.lbMapMax=10", []string{"lbMapMax"}},
 		{"routingMode=overlay", []string{"native", "tunnel"}},

@@ -237,6 +237,7 @@ func (a *Agent) newDatapath(ctx context.Context) (err error) {
 	v4, v6 := a.cfg.Masquerades()
 	a.dp, err = datapath.Open(datapath.Options{
 		Root: a.opts.Paths.BPF, IPv4: a.fam.v4, IPv6: a.fam.v6, Masquerade: v4 || v6, Log: a.log, Sizes: a.sizes(),
+		Outside: a.cfg.SocketLB.NodePort,
 		SocketLB: datapath.SocketLB{
 			Enabled: a.cfg.SocketLB.Enabled, HostNamespaceOnly: a.cfg.SocketLB.HostNamespaceOnly, Cgroup: a.cfg.CgroupRoot,
 		},
@@ -251,6 +252,7 @@ func (a *Agent) newDatapath(ctx context.Context) (err error) {
 		return err
 	}
 	a.newSocketLB()
+	a.forgetOutside()
 	sel := link.Selection{Globs: a.cfg.Devices, NodeAddrs: a.mem.Addrs}
 	if a.watcher, err = a.links.WatchDevices(sel); err != nil {
 		return err
@@ -537,6 +539,7 @@ func (a *Agent) configure(addrs []netip.Addr) error {
 			c.NodeIPv6 = x
 		}
 	}
+	c.Outside = a.masq.services
 	c.Overlay = a.overlay.config()
 	c.BigTCP6 = a.bigTCP.Pods().IPv6 > 0
 	a.mu.Lock()

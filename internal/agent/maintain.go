@@ -92,8 +92,11 @@ func (a *Agent) maintain(ctx context.Context) error {
 
 // maintainNAT removes expired translations and looks for drops by lack of ports.
 func (a *Agent) maintainNAT() {
-	if !a.masq.on() {
+	if !a.masq.translates() {
 		return
+	}
+	if _, err := a.dp.Maps().LBConns.Sweep(sweepMost); err != nil {
+		a.log.Warn("expired connections to services cannot be removed", "error", err)
 	}
 	n, err := a.dp.Maps().NAT.Sweep(sweepMost)
 	if err != nil {

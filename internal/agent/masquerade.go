@@ -35,6 +35,8 @@ type natMaps interface {
 type masquerader struct {
 	cfg      *config.Config
 	v4, v6   bool
+	services maps.Outside // clients of services at backends on other nodes get ports, too
+	tunnel   func() int   // the overlay's device; 0: none
 	nat      natMaps
 	reserved reservation
 	file     string // ip-masq-agent's
@@ -62,14 +64,20 @@ type exhaustion struct {
 func newMasquerader(cfg *config.Config, nat natMaps, r reservation, file string, log *slog.Logger) *masquerader {
 	m := &masquerader{cfg: cfg, nat: nat, reserved: r, file: file, log: log, wake: make(chan struct{}, 1), agent: masquerade.DefaultAgentConfig()}
 	m.v4, m.v6 = cfg.Masquerades()
+	m.services = outside(cfg)
+	m.tunnel = func() int { return 0 }
 	return m
 }
 
+// on tells whether flows of pods are masqueraded.
 func (m *masquerader) on() bool { return m.v4 || m.v6 }
+
+// translates tells whether any flow gets an address and port of the node.
+func (m *masquerader) translates() bool { return m.on() || m.services != maps.Outside{} }
 
 // settings are what the programs are to do.
 func (m *masquerader) settings() maps.Masquerade {
-	if !m.on() {
+	if !m.translates() {
 		return maps.Masquerade{}
 	}
 	low, high := m.cfg.Masquerade.PortRange()
@@ -111,11 +119,11 @@ func (m *masquerader) apply() error {
 	had := m.err
 	var devs []maps.NATDevice
 	var exclude []netip.Prefix
-	if m.on() {
-		devs, exclude = m.natDevices(), m.exclusions()
+	if m.translates() {
+		devs, exclude = append(m.natDevices(), m.natTunnel()...), m.exclusions()
 	}
 	low, high := m.settings().PortMin, m.settings().PortMax
-	m.err = errors.Join(m.nat.SetDevices(devs), m.nat.SetExclusions(exclude), m.reserved.ensure(m.on(), low, high))
+	m.err = errors.Join(m.nat.SetDevices(devs), m.nat.SetExclusions(exclude), m.reserved.ensure(m.translates(), low, high))
 	if m.err != nil && (had == nil || had.Error() != m.err.Error()) {
 		m.log.Warn("masquerade is not as it should be", "error", m.err)
 	}
@@ -129,15 +137,25 @@ func (m *masquerader) natDevices() []maps.NATDevice {
 			continue
 		}
 		nd := maps.NATDevice{Index: d.Index}
-		if m.v4 {
+		if m.v4 || m.services.IPv4 {
 			nd.IPv4 = masquerade.DeviceAddr(d.Addrs, m.node, false)
 		}
-		if m.v6 {
+		if m.v6 || m.services.IPv6 {
 			nd.IPv6 = masquerade.DeviceAddr(d.Addrs, m.node, true)
 		}
 		out = append(out, nd)
 	}
 	return out
+}
+
+// natTunnel is the overlay's device: by it the other nodes take the node's own
+// address, which they know, for a client of a service.
+func (m *masquerader) natTunnel() []maps.NATDevice {
+	index := m.tunnel()
+	if index == 0 || m.services == (maps.Outside{}) {
+		return nil
+	}
+	return []maps.NATDevice{{Index: index, IPv4: firstOf(m.node, false), IPv6: firstOf(m.node, true)}}
 }
 
 func (m *masquerader) exclusions() []netip.Prefix {
@@ -202,6 +220,13 @@ func (m *masquerader) translated() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.flows
+}
+
+// failing returns why flows get no address and port of the node; nil: they do.
+func (m *masquerader) failing() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.err
 }
 
 // Component is the line of `weft status`, in the words that Cilium's users know.

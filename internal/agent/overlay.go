@@ -379,7 +379,12 @@ func (a *Agent) newOverlay() error {
 	if err != nil {
 		return err
 	}
-	return a.overlay.restore(was.Overlay)
+	if err := a.overlay.restore(was.Overlay); err != nil {
+		return err
+	}
+	a.masq.tunnel = func() int { return a.overlay.config().IfIndex }
+	a.masq.Set(nil, nil)
+	return nil
 }
 
 // ipv6MinMTU is the least MTU of a link that carries IPv6 (RFC 8200).
@@ -442,6 +447,7 @@ func (a *Agent) overlayChanged() error {
 	if err := a.configure(addrs); err != nil {
 		return err
 	}
+	a.masq.Set(nil, nil) // its device may be another one
 	a.derive.SetOverlay(a.overlay.view())
 	return nil
 }

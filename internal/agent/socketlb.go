@@ -67,7 +67,7 @@ func (a *Agent) newSocketLB() {
 func (a *Agent) sizes() maps.Sizes {
 	c := a.cfg.SocketLB
 	return maps.Sizes{
-		Services: c.MapMax, Affinity: c.MapMax, Sockets: c.MapMax,
+		Services: c.MapMax, Affinity: c.MapMax, Sockets: c.MapMax, LBConns: c.MapMax,
 		Backends: c.Backends() + 2, // id 0 is none, and the last is the proof's
 	}
 }

@@ -34,7 +34,7 @@ func (a *Agent) Status(ctx context.Context) rpc.Status {
 		Node: a.opts.NodeName, Version: a.opts.Version, StartedAt: a.start,
 		Components: []rpc.Component{
 			a.kubernetesComponent(), a.datapathComponent(ctx), a.fill.Component(), a.ipamComponent(), a.endpointsComponent(),
-			a.routingComponent(), a.services.Component(), a.socketLB.Component(), a.masq.Component(), a.bigTCP.Component(), a.floods.Component(time.Now()), a.gate.Component(), a.peers.Component(), a.cniComponent(), a.proxy.Component(ctx),
+			a.routingComponent(), a.services.Component(), a.socketLB.Component(), a.nodePortComponent(), a.masq.Component(), a.bigTCP.Component(), a.floods.Component(time.Now()), a.gate.Component(), a.peers.Component(), a.cniComponent(), a.proxy.Component(ctx),
 			{Name: "Hubble", State: rpc.StateDisabled, Message: "not built yet"},
 			a.modulesComponent(),
 		},
@@ -349,6 +349,7 @@ func (a *Agent) queries() map[string]rpc.Query {
 		rpc.PathBPFNAT:        func(context.Context, url.Values) (any, error) { return a.dp.Maps().NAT.List(0) },
 		rpc.PathBPFLB:         func(context.Context, url.Values) (any, error) { return a.dp.Maps().Services.LB() },
 		rpc.PathBPFLBBackends: func(context.Context, url.Values) (any, error) { return a.dp.Maps().Services.Backends() },
+		rpc.PathBPFLBConns:    func(context.Context, url.Values) (any, error) { return a.dp.Maps().LBConns.List(0) },
 		rpc.PathBPFLBSockets:  func(context.Context, url.Values) (any, error) { return a.dp.Maps().Services.Sockets() },
 		rpc.PathBPFMaps:       func(context.Context, url.Values) (any, error) { return a.fill.Now() },
 		rpc.PathBPFMetrics:    func(context.Context, url.Values) (any, error) { return a.dp.Maps().Metrics.List() },

@@ -89,10 +89,15 @@ func (a *app) lbListCommand() *cobra.Command {
 			offline: a.pinned(func(s *maps.Set) (any, error) { return s.Services.Sockets() }),
 		}),
 	}
+	others["connections"] = listCommand[maps.LBConnRow](a, listing{
+		verb: append(list, "--connections"), path: rpc.PathBPFLBConns,
+		offline: a.pinned(func(s *maps.Set) (any, error) { return s.LBConns.List(0) }),
+	})
 	frontends := c.RunE
 	c.Flags().Bool("backends", false, "list the backends that frontends name")
 	c.Flags().Bool("revnat", false, "list the sockets that talk to a backend and are told that it is the service")
-	c.MarkFlagsMutuallyExclusive("backends", "revnat")
+	c.Flags().Bool("connections", false, "list the connections that came from outside, with the backend that each got")
+	c.MarkFlagsMutuallyExclusive("backends", "revnat", "connections")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		for flag, other := range others {
 			if on, err := cmd.Flags().GetBool(flag); err != nil {

@@ -93,6 +93,10 @@ func answers(last byte) map[string]any {
 		rpc.PathBPFLBSockets: []maps.SocketRow{{
 			Cookie: 77, Proto: table.ProtoUDP, Backend: netip.MustParseAddrPort("10.0.1.7:53"), Service: netip.MustParseAddrPort("10.96.0.10:53"),
 		}},
+		rpc.PathBPFLBConns: []maps.LBConnRow{{
+			Proto: "TCP", Client: netip.MustParseAddrPort("192.0.2.9:50000"), Service: netip.MustParseAddrPort("10.9.0.1:30080"),
+			Backend: netip.MustParseAddrPort("10.0.9.9:8080"), Port: 49153, State: "established", Expires: time.Hour,
+		}},
 		rpc.PathBPFMaps: []maps.MapRow{
 			{Name: "weft_cfg", Type: "Array", Capacity: 1, Bytes: 4096},
 			{Name: "weft_ipc4", Type: "Hash", Capacity: 131072, Bytes: 1 << 20, Entries: new(104858), Pressure: new(0.8), WhenFull: maps.Refuses, FullIn: new(90 * time.Minute)},
@@ -117,7 +121,7 @@ func TestListsGolden(t *testing.T) {
 	var b strings.Builder
 	for _, line := range []string{
 		"endpoint list", "endpoint get 7", "endpoint list -o yaml", "node list", "service list", "service list -o json", "bpf endpoint list", "bpf ipcache list",
-		"bpf ct list", "bpf ct list global", "bpf metrics list", "bpf map list", "bpf lb list", "bpf lb list --backends", "bpf lb list --revnat", "status", "version",
+		"bpf ct list", "bpf ct list global", "bpf metrics list", "bpf map list", "bpf lb list", "bpf lb list --backends", "bpf lb list --revnat", "bpf lb list --connections", "status", "version",
 	} {
 		args := strings.Fields(line)
 		for where, r := range map[string]result{"node": n1.run(t, args...)} {

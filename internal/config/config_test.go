@@ -92,6 +92,7 @@ func TestRefusals(t *testing.T) {
 		{"masquerade-port-range", "50000-50010", "fewer than"},
 		{"masquerade-port-range", "50000", "is not a range of ports such as 49152-65535"},
 		{"bpf-lb-sock-hostns-only", "true", "true needs bpf-lb-sock: set socketLB.enabled=true"},
+		{"enable-node-port", "true", "true needs bpf-lb-sock: set socketLB.enabled=true"},
 		{"bpf-lb-sock", "on", `"on" is neither true nor false`},
 		{"bpf-lb-map-max", "0", "setting bpf-lb-map-max: 0 is outside 256 to 4194304: set bpf.lbMapMax"},
 		{"prometheus-port", "9879", "9879 is taken by agent-health-port already"},

@@ -117,6 +117,9 @@ func TestServicesFromOutside(t *testing.T) {
 	e := newEdge(t)
 	e.askEverything(t)
 	e.noDrops("icmp-redirect")
+	if e.nodes[0].metrics(t)["to_net icmp-redirect"] == 0 {
+		t.Error("the client was told the way to backends that it does not know")
+	}
 	e.nodes[0].in(t, func() {
 		if out := nftList(t); !strings.Contains(out, "packets 0 ") {
 			t.Errorf("netfilter saw parts of connections alone:\n%s", out)

@@ -34,12 +34,13 @@ const (
 	PathBPFMetrics  = "/v1/bpf/metrics"  // []maps.MetricRow
 	PathBPFMaps     = "/v1/bpf/maps"     // []maps.MapRow
 
-	PathBPFLB         = "/v1/bpf/lb"          // []maps.LBRow
-	PathBPFLBBackends = "/v1/bpf/lb/backends" // []maps.BackendRow
-	PathBPFLBSockets  = "/v1/bpf/lb/sockets"  // []maps.SocketRow
-	PathMonitor       = "/v1/monitor"         // ?type=drop|trace&pod=NAMESPACE/NAME
-	PathConfig        = "/v1/config"          // config.Config in effect
-	PathIPAM          = "/v1/ipam"            // IPAM
+	PathBPFLB         = "/v1/bpf/lb"             // []maps.LBRow
+	PathBPFLBBackends = "/v1/bpf/lb/backends"    // []maps.BackendRow
+	PathBPFLBSockets  = "/v1/bpf/lb/sockets"     // []maps.SocketRow
+	PathBPFLBConns    = "/v1/bpf/lb/connections" // []maps.LBConnRow
+	PathMonitor       = "/v1/monitor"            // ?type=drop|trace&pod=NAMESPACE/NAME
+	PathConfig        = "/v1/config"             // config.Config in effect
+	PathIPAM          = "/v1/ipam"               // IPAM
 	PathMetrics       = "/metrics"
 )
 

@@ -71,18 +71,25 @@ type lbKey struct {
 
 func (k lbKey) valid() bool { return k.way <= lbctBack && k.pad == [2]uint8{} }
 
-// drop removes the entries that f wants gone and returns their number.
-func (m *LBConnMap) drop(f func(lbKey, object.DatapathWeftLbct) bool) (n int, err error) {
+// drop removes the entries that f wants gone, at most limit (0: all), and returns
+// their number. still is asked again right before.
+func (m *LBConnMap) drop(f func(lbKey, object.DatapathWeftLbct) bool, limit int, still func(object.DatapathWeftLbct) bool) (n int, err error) {
+	left := func() int {
+		if limit > 0 && n >= limit {
+			return -1
+		}
+		return max(0, limit-n)
+	}
 	for _, mm := range []*ebpf.Map{m.main4, m.new4} {
 		c, e := purge(mm, func(k object.DatapathWeftLbct4Key, v object.DatapathWeftLbct) bool {
 			return f(lbKey{addr4(k.Client), addr4(k.Addr), port(k.ClientPort), port(k.Port), k.Proto, k.Way, k.Pad}, v)
-		}, 0, nil)
+		}, left(), still)
 		n, err = n+c, errors.Join(err, e)
 	}
 	for _, mm := range []*ebpf.Map{m.main6, m.new6} {
 		c, e := purge(mm, func(k object.DatapathWeftLbct6Key, v object.DatapathWeftLbct) bool {
 			return f(lbKey{addr6(k.Client), addr6(k.Addr), port(k.ClientPort), port(k.Port), k.Proto, k.Way, k.Pad}, v)
-		}, 0, nil)
+		}, left(), still)
 		n, err = n+c, errors.Join(err, e)
 	}
 	return n, err
@@ -109,7 +116,7 @@ func (m *LBConnMap) List(limit int) ([]LBConnRow, error) {
 			State: natState(k.proto, v.Flags), Expires: duration(int64(v.Expires) - int64(now)),
 		})
 		return false
-	})
+	}, 0, nil)
 	if err != nil {
 		return nil, fmt.Errorf("connections to services: %w", err)
 	}
@@ -120,11 +127,21 @@ func (m *LBConnMap) List(limit int) ([]LBConnRow, error) {
 func (j *scrub) lbConns(m *LBConnMap, backends uint32) (int, error) {
 	return m.drop(func(k lbKey, v object.DatapathWeftLbct) bool {
 		return !k.valid() || v.Expires > j.latest || v.Flags&^lbctFlags != 0 || v.Backend == 0 || v.Backend >= backends || v.Port == 0 || v.Spare != 0
-	})
+	}, 0, nil)
 }
 
 // Flush forgets all connections and returns the number of rows. Those whose client
 // goes on are made anew.
 func (m *LBConnMap) Flush() (int, error) {
-	return m.drop(func(lbKey, object.DatapathWeftLbct) bool { return true })
+	return m.drop(func(lbKey, object.DatapathWeftLbct) bool { return true }, 0, nil)
+}
+
+// Sweep removes at most limit expired rows and returns their number.
+func (m *LBConnMap) Sweep(limit int) (int, error) {
+	now, err := nowTick()
+	if err != nil {
+		return 0, fmt.Errorf("connections to services: %w", err)
+	}
+	expired := func(v object.DatapathWeftLbct) bool { return int32(v.Expires-now) < 0 }
+	return m.drop(func(_ lbKey, v object.DatapathWeftLbct) bool { return expired(v) }, limit, expired)
 }

@@ -34,7 +34,7 @@ type NATRow struct {
 	NodePort   uint16        `json:"nodePort"`
 	Peer       netip.Addr    `json:"peer"`
 	PeerPort   uint16        `json:"peerPort"`
-	Endpoint   uint16        `json:"endpoint,omitempty"` // 0: the host holds one of its own ports
+	Endpoint   uint16        `json:"endpoint,omitempty"` // 0: the host holds one of its own ports, or it is a client of a service
 	State      string        `json:"state"`              // opening, answered, established, closed
 	Expires    time.Duration `json:"expires"`            // from now; negative: expired, not yet collected
 	generation uint32
@@ -48,6 +48,9 @@ func (NATRow) TableHeader() []string {
 // TableRow renders the row under TableHeader.
 func (r NATRow) TableRow() []string {
 	owner := "host"
+	if r.Owner != r.Node {
+		owner = "client" // of a service, at a backend on another node
+	}
 	if r.Endpoint != 0 {
 		owner = strconv.Itoa(int(r.Endpoint))
 	}

@@ -70,6 +70,9 @@ weft.validate fails with one line for each value that Weft does not honour.
 {{- if and $v.socketLB.hostNamespaceOnly (not $v.socketLB.enabled) -}}
 {{- $add = append $add "socketLB.hostNamespaceOnly=true: has no effect without socketLB.enabled=true; set it too" -}}
 {{- end -}}
+{{- if and $v.nodePort.enabled (not $v.socketLB.enabled) -}}
+{{- $add = append $add "nodePort.enabled=true: has no effect without socketLB.enabled=true; set it too" -}}
+{{- end -}}
 {{- if and $v.ipMasqAgent.enabled (not $v.bpf.masquerade) -}}
 {{- $add = append $add "ipMasqAgent.enabled=true: has no effect without bpf.masquerade=true; set it too" -}}
 {{- end -}}

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"fmt"
+
+	"github.com/weft-net/weft/internal/config"
+	"github.com/weft-net/weft/internal/datapath/maps"
+	"github.com/weft-net/weft/internal/rpc"
+)
+
+// outside says in which families services answer from outside the node.
+func outside(c *config.Config) maps.Outside {
+	on := c.SocketLB.NodePort
+	return maps.Outside{IPv4: on && c.EnableIPv4, IPv6: on && c.EnableIPv6}
+}
+
+// forgetOutside empties the table of connections from outside where nobody asks for
+// it, and nobody else looks after it.
+func (a *Agent) forgetOutside() {
+	if a.cfg.SocketLB.NodePort {
+		return
+	}
+	if _, err := a.dp.Maps().LBConns.Flush(); err != nil {
+		a.log.Warn("connections from outside to services cannot be forgotten", "error", err)
+	}
+}
+
+// nodePortComponent is the line of the status.
+func (a *Agent) nodePortComponent() rpc.Component {
+	c := rpc.Component{Name: "NodePort", State: rpc.StateDisabled, Message: "nodePort.enabled is false; kube-proxy answers what comes from outside"}
+	if !a.cfg.SocketLB.NodePort {
+		return c
+	}
+	if err := a.masq.failing(); err != nil {
+		c.State, c.Message = rpc.StateFailing, "clients of backends on other nodes get no port: "+err.Error()
+		return c
+	}
+	c.State = rpc.StateOK
+	c.Message = fmt.Sprintf("SNAT, ports %s; external and load balancer addresses too", a.cfg.Masquerade.Ports)
+	return c
+}
