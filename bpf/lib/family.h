@@ -12,6 +12,7 @@
 #undef frag_key_t
 #undef nat_key_t
 #undef svc_key_t
+#undef src_key_t
 #undef lbct_key_t
 #undef NAT_FAMILY
 #undef NAT_SERVICES
@@ -26,6 +27,7 @@
 #define frag_key_t struct weft_frag4_key
 #define nat_key_t struct weft_nat4_key
 #define svc_key_t struct weft_svc4_key
+#define src_key_t struct weft_src4_key
 #define lbct_key_t struct weft_lbct4_key
 #else
 #define F(name) name##6
@@ -35,6 +37,7 @@
 #define frag_key_t struct weft_frag6_key
 #define nat_key_t struct weft_nat6_key
 #define svc_key_t struct weft_svc6_key
+#define src_key_t struct weft_src6_key
 #define lbct_key_t struct weft_lbct6_key
 #endif
 

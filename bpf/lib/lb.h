@@ -54,6 +54,19 @@ struct weft_svc {
 /* As maps.frontendTypes has it. */
 #define SVC_CLUSTER_IP 1
 
+/* Who may use a service from outside, where not everybody may. */
+struct weft_src4_key {
+	__u32 prefixlen; /* 32 of the service, and those of the address */
+	__u32 service;
+	__u32 addr;
+};
+
+struct weft_src6_key {
+	__u32 prefixlen;
+	__u32 service;
+	struct v6addr addr;
+};
+
 /* A set is written once, before a row names it, and deleted after none does. */
 struct weft_svcset_key {
 	__u32 set;
@@ -157,6 +170,8 @@ DEFINE_MAP(weft_lbctn6, BPF_MAP_TYPE_LRU_HASH, 1, struct weft_lbct6_key, struct 
 DEFINE_MAP(weft_svc4, BPF_MAP_TYPE_HASH, 1, struct weft_svc4_key, struct weft_svc, BPF_F_NO_PREALLOC);
 DEFINE_MAP(weft_svc6, BPF_MAP_TYPE_HASH, 1, struct weft_svc6_key, struct weft_svc, BPF_F_NO_PREALLOC);
 DEFINE_MAP(weft_svcset, BPF_MAP_TYPE_HASH, 1, struct weft_svcset_key, struct weft_svc_chunk, BPF_F_NO_PREALLOC);
+DEFINE_MAP(weft_src4, BPF_MAP_TYPE_LPM_TRIE, 1, struct weft_src4_key, __u32, BPF_F_NO_PREALLOC);
+DEFINE_MAP(weft_src6, BPF_MAP_TYPE_LPM_TRIE, 1, struct weft_src6_key, __u32, BPF_F_NO_PREALLOC);
 DEFINE_MAP(weft_be, BPF_MAP_TYPE_ARRAY, 1, __u32, struct weft_backend, 0);
 DEFINE_MAP(weft_affinity, BPF_MAP_TYPE_LRU_HASH, 1, struct weft_affinity_key, struct weft_chosen, 0);
 DEFINE_MAP(weft_sk, BPF_MAP_TYPE_LRU_HASH, 1, struct weft_sk_key, struct weft_wanted, 0);

@@ -123,6 +123,17 @@ static __noinline int F(svc_put)(const struct F(pkt) *k, const struct weft_backe
 	return 0;
 }
 
+/* Is a service that is not for everybody for this client? Static: see who_exactly. */
+static __noinline bool F(svc_admits)(const struct weft_svc *s, const struct F(pkt) *k)
+{
+	src_key_t key;
+
+	key.prefixlen = 32 + 8 * sizeof(key.addr);
+	key.service = s->service;
+	key.addr = k->src;
+	return bpf_map_lookup_elem(&F(weft_src), &key);
+}
+
 /* A packet for an address that it has no row for. */
 static __always_inline int F(svc_new)(const struct F(pkt) *k, struct F(nat_to) *to)
 {
@@ -135,7 +146,7 @@ static __always_inline int F(svc_new)(const struct F(pkt) *k, struct F(nat_to) *
 		s = F(svc_row)(k);
 		if (!s)
 			return 0;
-		if (s->flags & SVC_SOURCES) /* whom it is for is not known here yet: nobody */
+		if ((s->flags & SVC_SOURCES) && !F(svc_admits)(s, k))
 			return DROP_SOURCE_RANGES;
 		if (!s->count)
 			return DROP_NO_BACKEND;

@@ -323,7 +323,7 @@ func addMissing(spec *ebpf.CollectionSpec) error {
 func serviceMaps() []string {
 	return []string{
 		object.DatapathMapWeftSvc4, object.DatapathMapWeftSvc6, object.DatapathMapWeftSvcset, object.DatapathMapWeftBe,
-		object.DatapathMapWeftAffinity, object.DatapathMapWeftSk,
+		object.DatapathMapWeftAffinity, object.DatapathMapWeftSk, object.DatapathMapWeftSrc4, object.DatapathMapWeftSrc6,
 	}
 }
 

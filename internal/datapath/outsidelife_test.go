@@ -205,6 +205,14 @@ func TestServiceFromOutsidePolicies(t *testing.T) {
 		some := e.frontend(ap(e.vip.of(fam), port), table.ProtoTCP, one)
 		some.Flags |= table.FrontendSources
 		refuse("a service with source ranges", "source-ranges", some, ap(e.vip.of(fam), port))
+		some.SourceRanges = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("10.9.0.64/26")}
+		if fam == 6 {
+			some.SourceRanges = []netip.Prefix{netip.MustParsePrefix("2001:db8::/32"), netip.MustParsePrefix("fd00:9::100/120")}
+		}
+		must(t, a.d.Maps().Services.Upsert(*some))
+		if got := e.conns(t, 1, ap(e.vip.of(fam), port)); len(got) != 1 {
+			t.Errorf("a client within the source ranges: %v", got)
+		}
 		inside := e.frontend(ap(e.vip.of(fam), port+1), table.ProtoTCP, one)
 		inside.Type = table.FrontendClusterIP
 		refuse("a ClusterIP", "", inside, ap(e.vip.of(fam), port+1))

@@ -63,6 +63,11 @@ func (m *ServiceMap) encode(f *table.Frontend) (serviceRow, error) {
 		}
 		r.ids = append(r.ids, b.ID)
 	}
+	sources, err := encodeSources(f)
+	if err != nil {
+		return r, err
+	}
+	r.sources = sources
 	slices.Sort(r.ids)
 	if n := len(slices.Compact(slices.Clone(r.ids))); n != len(r.ids) {
 		return r, fmt.Errorf("%d of its backends have an id that another one has", len(r.ids)-n)
@@ -165,6 +170,11 @@ func (m *ServiceMap) read() (map[table.FrontendKey]serviceRow, map[uint32]object
 	for i, k := range keys6 {
 		rows[table.FrontendKey{Addr: netip.AddrPortFrom(addr6(k.Addr), port(k.Port)), Proto: k.Proto, Scope: k.Scope}] = withIDs(rows6[i], sets)
 	}
+	sources, err := m.readSources()
+	if err != nil {
+		return nil, nil, err
+	}
+	withSources(rows, sources)
 	backends := map[uint32]object.DatapathWeftBackend{}
 	err = batches(m.backends, func(ids []uint32, vals []object.DatapathWeftBackend) bool {
 		for i, v := range vals {
@@ -195,7 +205,7 @@ func withIDs(v object.DatapathWeftSvc, sets map[object.DatapathWeftSvcsetKey]obj
 }
 
 func decodeFrontend(key table.FrontendKey, r serviceRow, backends map[uint32]object.DatapathWeftBackend) table.Frontend {
-	f := table.Frontend{Key: key, ServiceID: r.value.Service, Flags: r.value.Flags}
+	f := table.Frontend{Key: key, ServiceID: r.value.Service, Flags: r.value.Flags, SourceRanges: r.sources}
 	if t := frontendTypes(); int(r.value.Type) < len(t) {
 		f.Type = t[r.value.Type]
 	}

@@ -27,6 +27,7 @@ const MostBackends = 1 << 16
 // may be called from several goroutines.
 type ServiceMap struct {
 	svc4, svc6, sets, backends, sockets, affinity *ebpf.Map
+	sources4, sources6                            *ebpf.Map
 
 	mu     sync.Mutex
 	memory *serviceMemory // nil: not read yet
@@ -44,13 +45,15 @@ type serviceMemory struct {
 	rows     map[table.FrontendKey]serviceRow
 	backends map[uint32]object.DatapathWeftBackend // proto 0: cleared, with its generation
 	refs     map[uint32]int                        // backend → rows that name it
+	sources  map[source]int                        // range → rows that name it
 	lastSet  uint32
 }
 
 // serviceRow is a row and the backends that it names, by itself or in its set.
 type serviceRow struct {
-	value object.DatapathWeftSvc
-	ids   []uint32
+	value   object.DatapathWeftSvc
+	ids     []uint32
+	sources []netip.Prefix // sorted
 }
 
 // Upsert writes a frontend together with its backends: until it returns connections
@@ -81,7 +84,7 @@ func (m *ServiceMap) upsert(f *table.Frontend) error {
 		m.memory.refs[id]++
 	}
 	m.moved(f, had.ids)
-	err = m.putBackends(f.Backends)
+	err = errors.Join(m.putBackends(f.Backends), m.putSources(want))
 	if err == nil && len(want.ids) > inlineBackends && want.value.Set == 0 {
 		want.value.Set, err = m.putSet(want.ids)
 	}
@@ -92,7 +95,7 @@ func (m *ServiceMap) upsert(f *table.Frontend) error {
 		if want.value.Set != had.value.Set {
 			err = errors.Join(err, m.removeSet(want.value.Set, len(want.ids)))
 		}
-		return errors.Join(err, m.release(want.ids))
+		return errors.Join(err, m.release(want.ids), m.releaseSources(want))
 	}
 	m.memory.rows[f.Key] = want
 	if !exists {
@@ -122,7 +125,7 @@ func (m *ServiceMap) outdated(key table.FrontendKey, had, now serviceRow) error 
 	if had.value.Set != 0 && had.value.Set != now.value.Set {
 		err = m.removeSet(had.value.Set, len(had.ids))
 	}
-	return errors.Join(err, m.release(had.ids))
+	return errors.Join(err, m.release(had.ids), m.releaseSources(had))
 }
 
 // Delete removes a frontend; one that is not there is no error.
@@ -179,7 +182,7 @@ func (m *ServiceMap) Prune(desired []table.Frontend) error {
 			errs = append(errs, fmt.Errorf("frontend %s of service %s: %w", key, f.Name(), err))
 		}
 	}
-	return errors.Join(append(errs, m.pruneBackends(), m.pruneSets())...)
+	return errors.Join(append(errs, m.pruneBackends(), m.pruneSets(), m.pruneSources())...)
 }
 
 // holds tells whether the kernel has a frontend as it is to be.
@@ -190,7 +193,7 @@ func (m *ServiceMap) holds(f *table.Frontend) bool {
 	}
 	had, exists := m.memory.rows[f.Key]
 	want.value.Set = had.value.Set
-	if !exists || want.value != had.value || !slices.Equal(want.ids, had.ids) {
+	if !exists || want.value != had.value || !slices.Equal(want.ids, had.ids) || !slices.Equal(want.sources, had.sources) {
 		return false
 	}
 	for _, b := range f.Backends {
@@ -309,11 +312,14 @@ func (m *ServiceMap) remember() error {
 	if err != nil {
 		return err
 	}
-	mem := &serviceMemory{rows: rows, backends: backends, refs: map[uint32]int{}}
+	mem := &serviceMemory{rows: rows, backends: backends, refs: map[uint32]int{}, sources: map[source]int{}}
 	for _, r := range rows {
 		mem.lastSet = max(mem.lastSet, r.value.Set)
 		for _, id := range r.ids {
 			mem.refs[id]++
+		}
+		for _, p := range r.sources {
+			mem.sources[source{r.value.Service, p}]++
 		}
 	}
 	keys, _, err := dump[object.DatapathWeftSvcsetKey, object.DatapathWeftSvcChunk](m.sets)

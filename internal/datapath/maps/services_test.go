@@ -56,7 +56,7 @@ func frontend(addr string, ids ...uint32) table.Frontend {
 
 // inKernel is what of a frontend the kernel knows.
 func inKernel(f table.Frontend) table.Frontend {
-	f.Namespace, f.Service, f.PortName, f.SourceRanges = "", "", "", nil
+	f.Namespace, f.Service, f.PortName = "", "", ""
 	return f
 }
 

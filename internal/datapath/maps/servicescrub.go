@@ -29,7 +29,9 @@ func (m *ServiceMap) Clear() error {
 	_, e3 := purge(m.sets, func(object.DatapathWeftSvcsetKey, object.DatapathWeftSvcChunk) bool { return true }, 0, nil)
 	_, e4 := purge(m.sockets, func(object.DatapathWeftSkKey, object.DatapathWeftWanted) bool { return true }, 0, nil)
 	_, e5 := purge(m.affinity, func(object.DatapathWeftAffinityKey, object.DatapathWeftChosen) bool { return true }, 0, nil)
-	return errors.Join(e1, e2, e3, e4, e5, m.clearBackends())
+	_, e6 := purge(m.sources4, func(object.DatapathWeftSrc4Key, uint32) bool { return true }, 0, nil)
+	_, e7 := purge(m.sources6, func(object.DatapathWeftSrc6Key, uint32) bool { return true }, 0, nil)
+	return errors.Join(e1, e2, e3, e4, e5, e6, e7, m.clearBackends())
 }
 
 func (m *ServiceMap) clearBackends() error {

@@ -61,6 +61,7 @@ func NewSet(raw map[string]*ebpf.Map) (*Set, error) {
 		Services: &ServiceMap{
 			svc4: raw[object.DatapathMapWeftSvc4], svc6: raw[object.DatapathMapWeftSvc6], sets: raw[object.DatapathMapWeftSvcset],
 			backends: raw[object.DatapathMapWeftBe], sockets: raw[object.DatapathMapWeftSk], affinity: raw[object.DatapathMapWeftAffinity],
+			sources4: raw[object.DatapathMapWeftSrc4], sources6: raw[object.DatapathMapWeftSrc6],
 		},
 		LBConns: &LBConnMap{
 			main4: raw[object.DatapathMapWeftLbct4], main6: raw[object.DatapathMapWeftLbct6],
@@ -84,7 +85,7 @@ func Names() []string {
 		object.DatapathMapWeftNatdev, object.DatapathMapWeftNatip, object.DatapathMapWeftNatn4,
 		object.DatapathMapWeftNatn6, object.DatapathMapWeftNet4, object.DatapathMapWeftNet6,
 		object.DatapathMapWeftNomasq4, object.DatapathMapWeftNomasq6,
-		object.DatapathMapWeftRate, object.DatapathMapWeftSk, object.DatapathMapWeftSvc4, object.DatapathMapWeftSvc6,
+		object.DatapathMapWeftRate, object.DatapathMapWeftSk, object.DatapathMapWeftSrc4, object.DatapathMapWeftSrc6, object.DatapathMapWeftSvc4, object.DatapathMapWeftSvc6,
 		object.DatapathMapWeftSvcset, object.DatapathMapWeftWays,
 	}
 }

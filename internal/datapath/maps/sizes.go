@@ -76,6 +76,7 @@ func (s Sizes) Entries() map[string]int {
 		object.DatapathMapWeftNet4: s.Networks, object.DatapathMapWeftNet6: s.Networks,
 		object.DatapathMapWeftEvents: s.Events,
 		object.DatapathMapWeftSvc4:   s.Services, object.DatapathMapWeftSvc6: s.Services, object.DatapathMapWeftSvcset: s.Services,
+		object.DatapathMapWeftSrc4: s.Services, object.DatapathMapWeftSrc6: s.Services,
 		object.DatapathMapWeftBe: s.Backends, object.DatapathMapWeftAffinity: s.Affinity, object.DatapathMapWeftSk: s.Sockets,
 		object.DatapathMapWeftLbct4: s.LBConns, object.DatapathMapWeftLbct6: s.LBConns,
 		object.DatapathMapWeftLbctn4: s.LBConnNew, object.DatapathMapWeftLbctn6: s.LBConnNew,

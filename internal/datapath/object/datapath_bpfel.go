@@ -305,6 +305,20 @@ type DatapathWeftSpent struct {
 	Icmp   uint32
 }
 
+type DatapathWeftSrc4Key struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Service   uint32
+	Addr      uint32
+}
+
+type DatapathWeftSrc6Key struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Service   uint32
+	Addr      DatapathV6addr
+}
+
 type DatapathWeftSvc struct {
 	_        structs.HostLayout
 	Flags    uint32
@@ -393,6 +407,8 @@ const (
 	DatapathMapWeftNomasq6       = "weft_nomasq6"
 	DatapathMapWeftRate          = "weft_rate"
 	DatapathMapWeftSk            = "weft_sk"
+	DatapathMapWeftSrc4          = "weft_src4"
+	DatapathMapWeftSrc6          = "weft_src6"
 	DatapathMapWeftSvc4          = "weft_svc4"
 	DatapathMapWeftSvc6          = "weft_svc6"
 	DatapathMapWeftSvcset        = "weft_svcset"
@@ -516,6 +532,8 @@ type DatapathMapSpecs struct {
 	WeftNomasq6  *ebpf.MapSpec `ebpf:"weft_nomasq6"`
 	WeftRate     *ebpf.MapSpec `ebpf:"weft_rate"`
 	WeftSk       *ebpf.MapSpec `ebpf:"weft_sk"`
+	WeftSrc4     *ebpf.MapSpec `ebpf:"weft_src4"`
+	WeftSrc6     *ebpf.MapSpec `ebpf:"weft_src6"`
 	WeftSvc4     *ebpf.MapSpec `ebpf:"weft_svc4"`
 	WeftSvc6     *ebpf.MapSpec `ebpf:"weft_svc6"`
 	WeftSvcset   *ebpf.MapSpec `ebpf:"weft_svcset"`
@@ -585,6 +603,8 @@ type DatapathMaps struct {
 	WeftNomasq6  *ebpf.Map `ebpf:"weft_nomasq6"`
 	WeftRate     *ebpf.Map `ebpf:"weft_rate"`
 	WeftSk       *ebpf.Map `ebpf:"weft_sk"`
+	WeftSrc4     *ebpf.Map `ebpf:"weft_src4"`
+	WeftSrc6     *ebpf.Map `ebpf:"weft_src6"`
 	WeftSvc4     *ebpf.Map `ebpf:"weft_svc4"`
 	WeftSvc6     *ebpf.Map `ebpf:"weft_svc6"`
 	WeftSvcset   *ebpf.Map `ebpf:"weft_svcset"`
@@ -624,6 +644,8 @@ func (m *DatapathMaps) Close() error {
 		m.WeftNomasq6,
 		m.WeftRate,
 		m.WeftSk,
+		m.WeftSrc4,
+		m.WeftSrc6,
 		m.WeftSvc4,
 		m.WeftSvc6,
 		m.WeftSvcset,

@@ -117,6 +117,6 @@ func drops() []Info {
 		{NATUnsupported, "nat-unsupported", "must be masqueraded, but its flow cannot be told from others: no TCP, UDP, SCTP or echo request, or an ICMP error about nothing known", "route the pod ranges there and name the destination in ipv4NativeRoutingCIDR or ipMasqAgent.config.nonMasqueradeCIDRs"},
 		{NATNoAddress, "nat-no-address", "must be masqueraded, but neither the device nor the node has an address of the family", "give the device an address, or the node an InternalIP of the family"},
 		{NoBackend, "no-backend", "a packet from outside for a service that nobody answers here", "`weft service list` shows its backends: pods that are not ready, or on no node where externalTrafficPolicy is Local"},
-		{SourceRanges, "source-ranges", "a packet from outside for a service with loadBalancerSourceRanges, which Weft serves to nobody yet", "leave loadBalancerSourceRanges out, or such services to kube-proxy (nodePort.enabled=false)"},
+		{SourceRanges, "source-ranges", "a packet from outside for a service whose loadBalancerSourceRanges leave this client out", "add the client's range to loadBalancerSourceRanges, if it is to be served"},
 	}
 }
