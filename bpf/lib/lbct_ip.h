@@ -62,8 +62,8 @@ static __noinline struct weft_lbct *F(lbct_there)(const struct F(pkt) *k)
 }
 
 /*
- * Brings both rows up to date with a packet of the client, at most once a tick but
- * for what ends a connection. False: the row that leads back is lost. Static: see
+ * Brings both rows up to date with a packet of the client: once a tick is enough but
+ * while a connection begins and ends. False: the row that leads back is lost. Static: see
  * who_exactly.
  */
 static __noinline bool F(lbct_touch)(const struct F(pkt) *k, struct weft_lbct *there)
@@ -80,7 +80,8 @@ static __noinline bool F(lbct_touch)(const struct F(pkt) *k, struct weft_lbct *t
 		set |= NATF_FIN_OWNER;
 	if (k->p.tcp_flags & TCP_RST)
 		set |= NATF_RST;
-	if (!set && !(there->flags & NATF_FIN_OWNER) && lbct_last(there, cfg, k->p.ct_proto) == now)
+	/* Until it goes on after an answer, each packet may be the one with which it does. */
+	if (!set && (there->flags & (NATF_WENT_ON | NATF_FIN_OWNER)) == NATF_WENT_ON && lbct_last(there, cfg, k->p.ct_proto) == now)
 		return true;
 	F(lbct_key)(&key, &k->src, LBCT_ADDR(there), k->p.sport, there->port, k->p.ct_proto, LBCT_BACK);
 	back = F(lbct_at)(&key);

@@ -142,6 +142,9 @@ static __always_inline int F(svc_new)(const struct F(pkt) *k, struct F(nat_to) *
 	__u32 id = 0, how;
 	int had;
 
+	to->addr = k->saddr;
+	if (F(ours_alone)(&to->addr))
+		return 0; /* forged: it is dropped for that */
 	for (__u32 i = 0; i < SVC_ATTEMPTS; i++) {
 		s = F(svc_row)(k);
 		if (!s)

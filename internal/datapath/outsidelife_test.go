@@ -36,6 +36,9 @@ func (e *edge) conns(t *testing.T, n int, at netip.AddrPort) map[netip.AddrPort]
 	for _, r := range rows {
 		if c := local[r.Client]; c != nil && r.Service == at {
 			out[r.Backend] = append(out[r.Backend], c)
+			if r.State != "established" { // else its rows would be forgotten soon, and a scale-up end it
+				t.Errorf("a connection that goes on: %+v", r)
+			}
 		}
 	}
 	return out
