@@ -20,6 +20,7 @@
 
 /* Equal to table.Frontend*. */
 #define SVC_BOTH (1U << 0) /* answers both scopes alike: there is no row for SVC_INTERNAL */
+#define SVC_LOCAL (1U << 1) /* of backends of this node alone */
 #define SVC_SOURCES (1U << 2) /* from outside only for some */
 
 struct weft_svc4_key {

@@ -123,6 +123,18 @@ static __noinline int F(svc_put)(const struct F(pkt) *k, const struct weft_backe
 	return 0;
 }
 
+/*
+ * Nobody answers. At an address of this node the stack refuses, as it does for a port
+ * that nobody listens at; what it would send on is dropped, and so is what another
+ * node may answer (externalTrafficPolicy Local). Static: see who_exactly.
+ */
+static __noinline int F(svc_refuse)(const struct F(pkt) *k, const struct weft_svc *s)
+{
+	addr_t dst = k->dst;
+
+	return !(s->flags & SVC_LOCAL) && F(ours_alone)(&dst) ? 0 : DROP_NO_BACKEND;
+}
+
 /* Is a service that is not for everybody for this client? Static: see who_exactly. */
 static __noinline bool F(svc_admits)(const struct weft_svc *s, const struct F(pkt) *k)
 {
@@ -152,7 +164,7 @@ static __always_inline int F(svc_new)(const struct F(pkt) *k, struct F(nat_to) *
 		if ((s->flags & SVC_SOURCES) && !F(svc_admits)(s, k))
 			return DROP_SOURCE_RANGES;
 		if (!s->count)
-			return DROP_NO_BACKEND;
+			return F(svc_refuse)(k, s);
 		b = F(svc_choose)(s, k, i, &id);
 		if (!b)
 			continue;

@@ -3,10 +3,12 @@
 package datapath_test
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"syscall"
 	"testing"
 	"time"
 
@@ -204,7 +206,13 @@ func TestServiceFromOutsidePolicies(t *testing.T) {
 		}
 		port := at.Port() + 1
 		none := e.frontend(ap(unspecified(fam), port), table.ProtoTCP)
-		refuse("a service without backends", "no-backend", none, ap(a.addr.of(fam), port))
+		if _, err := dialFor(t, e.client, ap(a.addr.of(fam), port), patience); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("a NodePort without backends: %v, want it refused", err)
+		}
+		none.Flags |= table.FrontendLocal
+		refuse("a NodePort without backends of this node", "no-backend", none, ap(a.addr.of(fam), port))
+		nobody := e.frontend(ap(e.vip.of(fam), port+5), table.ProtoTCP)
+		refuse("a load balancer's address without backends", "no-backend", nobody, ap(e.vip.of(fam), port+5))
 		some := e.frontend(ap(e.vip.of(fam), port), table.ProtoTCP, one)
 		some.Flags |= table.FrontendSources
 		refuse("a service with source ranges", "source-ranges", some, ap(e.vip.of(fam), port))
