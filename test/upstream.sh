@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Kubernetes' own [sig-network] [Conformance] tests, against kube-proxy in each
-# mode (KUBE_PROXY="iptables nftables"), each in a lab of its own. Results land in
+# mode and without it (KUBE_PROXY="iptables nftables none"), each in a lab of its own.
+# Without it services are Weft's. Results land in
 # build/upstream. Tests that do not run are listed, with why, in
 # test/upstream-skip.txt; how many pass, in test/upstream-passed.txt: fewer are a
 # failure even where none failed.
@@ -10,7 +11,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 lab=ups-$$
-read -r -a modes <<<"${KUBE_PROXY:-iptables nftables}"
+read -r -a modes <<<"${KUBE_PROXY:-iptables nftables none}"
 focus='\[sig-network\].*\[Conformance\]'
 skip=$(grep -v '^#' test/upstream-skip.txt | cut -d ' ' -f 1 | paste -sd '|' -)
 
@@ -22,7 +23,9 @@ for mode in "${modes[@]}"; do
 	out=build/upstream/$mode
 	mkdir -p "$out"
 	test/step.sh "lab, kube-proxy $mode" build/bin/weft-lab --name "$lab" up --replace --nodes 3 --cni weft --kube-proxy "$mode"
-	test/step.sh "install" test/install.sh "$lab"
+	services=()
+	[ "$mode" != none ] || services=(--set socketLB.enabled=true,nodePort.enabled=true)
+	test/step.sh "install" test/install.sh "$lab" "${services[@]}"
 	ok=1
 	test/step.sh "upstream tests, kube-proxy $mode" build/bin/weft-lab --name "$lab" e2e \
 		--focus "$focus" --skip "$skip" --procs 6 --junit "$out" | tee "$out/log.txt" || ok=0
