@@ -185,6 +185,7 @@ func TestEachHonouredKeyHasAnEffect(t *testing.T) {
 		"routingMode":                   `"tunnel"`,
 		"socketLB.enabled":              "true",
 		"nodePort.enabled":              "true",
+		"nodePort.enableHealthCheck":    "false",
 		"socketLB.hostNamespaceOnly":    "true",
 		"terminationGracePeriodSeconds": "9",
 		"tolerations":                   `[{"key":"a"}]`,

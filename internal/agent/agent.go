@@ -28,6 +28,7 @@ import (
 	"github.com/weft-net/weft/internal/k8s"
 	"github.com/weft-net/weft/internal/reconcile"
 	"github.com/weft-net/weft/internal/rpc"
+	"github.com/weft-net/weft/internal/service/healthcheck"
 	"github.com/weft-net/weft/internal/table"
 )
 
@@ -55,20 +56,21 @@ type Agent struct {
 	flows   *flow.Broadcaster
 	proxy   *kubeProxy
 
-	dp        *datapath.Datapath
-	links     *link.Links
-	endpoints *endpoint.Manager
-	cni       *server.Server
-	watcher   *link.DeviceWatcher
-	devices   *nodeDevices
-	overlay   *overlay
-	floods    *floodWatch
-	masq      *masquerader
-	bigTCP    *bigTCP
-	derive    *deriver
-	services  *services // nil: kube-proxy's alone
-	socketLB  *socketLB
-	fill      *fillWatch
+	dp           *datapath.Datapath
+	links        *link.Links
+	endpoints    *endpoint.Manager
+	cni          *server.Server
+	watcher      *link.DeviceWatcher
+	devices      *nodeDevices
+	overlay      *overlay
+	floods       *floodWatch
+	masq         *masquerader
+	bigTCP       *bigTCP
+	derive       *deriver
+	services     *services // nil: kube-proxy's alone
+	socketLB     *socketLB
+	healthChecks *healthcheck.Server // nil: off
+	fill         *fillWatch
 
 	client    *k8s.Client
 	pool      *poolNode // of ipam cluster-pool, else nil
@@ -460,7 +462,7 @@ func (a *Agent) background(ctx context.Context, g *errgroup.Group) {
 		a.reflect.Run, a.publisher.Run, a.publishEndpoints,
 		a.followNode, a.followDevices, a.followMTU, a.followBigTCP, a.followWays, a.followRoutes, a.followOverlay, a.followForward, a.checkCilium, a.runGate, a.markReady,
 		a.peers.Run, a.readEvents, a.scrub, a.followFloods, a.maintain, a.sendReports, a.followLedger, a.followPools, a.followNodeRoutes,
-		a.followLeaks, a.masq.run, a.fill.run, a.runServices, a.socketLB.run,
+		a.followLeaks, a.masq.run, a.fill.run, a.runServices, a.socketLB.run, a.followHealthChecks,
 	} {
 		g.Go(func() error { return f(ctx) })
 	}

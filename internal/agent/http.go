@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// loopback serves h on 127.0.0.1:port until ctx ends. Nothing of the agent
-// listens on any other address.
+// loopback serves h on 127.0.0.1:port until ctx ends. Nothing of the agent listens
+// on any other address but for health checks of load balancers (nodePort.enabled).
 type loopback struct {
 	name     string // of the setting that chooses the port
 	listener net.Listener

@@ -38,6 +38,9 @@ func (a *Agent) nodePortComponent() rpc.Component {
 		return c
 	}
 	c.State = rpc.StateOK
+	if a.healthChecks != nil {
+		c.Details = a.healthChecks.Problems()
+	}
 	c.Message = fmt.Sprintf("SNAT, ports %s; external and load balancer addresses too", a.cfg.Masquerade.Ports)
 	return c
 }

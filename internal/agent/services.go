@@ -15,6 +15,7 @@ import (
 	"github.com/weft-net/weft/internal/k8s"
 	"github.com/weft-net/weft/internal/rpc"
 	"github.com/weft-net/weft/internal/service"
+	"github.com/weft-net/weft/internal/service/healthcheck"
 	"github.com/weft-net/weft/internal/table"
 )
 
@@ -337,4 +338,7 @@ func (a *Agent) newServices() {
 		warn:   func(reason, message string) { a.report(k8s.EventWarning, reason, message) },
 		log:    a.log,
 	})
+	if a.cfg.SocketLB.NodePort && a.cfg.SocketLB.HealthCheck {
+		a.healthChecks = healthcheck.New(a.socketLB.writes, a.log)
+	}
 }

@@ -206,6 +206,11 @@ func (s *socketLB) Component() rpc.Component {
 	return c
 }
 
+// writes tells whether the kernel's frontends follow the API server's.
+func (s *socketLB) writes() bool {
+	return s.loop != nil && s.loop.Status().Prunes > 0
+}
+
 // frontendTarget carries the table of frontends into the kernel.
 type frontendTarget struct {
 	m    *maps.ServiceMap

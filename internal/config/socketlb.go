@@ -21,6 +21,8 @@ type SocketLB struct {
 	MapMax            int  `key:"bpf-lb-map-max"`          // frontends of each family; there may be twice as many backends
 	// NodePort: Services answer what comes from outside the node, packet by packet.
 	NodePort bool `key:"enable-node-port"`
+	// HealthCheck: with NodePort, the node answers at Services' healthCheckNodePorts.
+	HealthCheck bool `key:"enable-health-check-nodeport"`
 }
 
 // Backends is how many backends there may be: ids begin at 1.

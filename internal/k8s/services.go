@@ -53,6 +53,9 @@ func serviceRow(s *corev1.Service) *table.Service {
 		ExternalLocal: s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
 		InternalLocal: s.Spec.InternalTrafficPolicy != nil && *s.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal,
 	}
+	if p := s.Spec.HealthCheckNodePort; p > 0 && p <= 65535 && row.ExternalLocal && s.Spec.Type == corev1.ServiceTypeLoadBalancer {
+		row.HealthPort = uint16(p)
+	}
 	for _, label := range []string{proxyNameLabel, corev1.IsHeadlessService} {
 		if _, has := s.Labels[label]; has {
 			row.Elsewhere = true

@@ -102,7 +102,7 @@ func testServices(t *testing.T, f *fixture) {
 		ClusterIPs: []netip.Addr{ip(s.Spec.ClusterIP)}, ExternalIPs: []netip.Addr{ip("192.0.2.1")},
 		Ingress:       []table.ServiceIngress{{Addr: ip("198.51.100.1")}, {Addr: ip("198.51.100.2"), Proxy: true}},
 		Ports:         []table.ServicePortSpec{{Name: "web", Proto: table.ProtoTCP, Port: 80, NodePort: s.Spec.Ports[0].NodePort}},
-		InternalLocal: true, ExternalLocal: true, Affinity: 3 * time.Hour,
+		InternalLocal: true, ExternalLocal: true, HealthPort: uint16(s.Spec.HealthCheckNodePort), Affinity: 3 * time.Hour,
 		Restricted: true, SourceRanges: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")},
 	}
 	if got := f.service("web"); !got.Equal(want) {

@@ -42,6 +42,7 @@ type Service struct {
 
 	InternalLocal bool          `json:"internalLocal,omitempty"` // internalTrafficPolicy Local
 	ExternalLocal bool          `json:"externalLocal,omitempty"` // externalTrafficPolicy Local
+	HealthPort    uint16        `json:"healthPort,omitempty"`    // healthCheckNodePort; 0: none
 	Affinity      time.Duration `json:"affinity,omitempty"`      // of sessionAffinity ClientIP; 0: none
 	// Restricted: loadBalancerSourceRanges are given, be they readable or not.
 	Restricted   bool           `json:"restricted,omitempty"`
@@ -71,7 +72,7 @@ func (s *Service) FullName() string { return s.Namespace + "/" + s.Name }
 // Equal says whether the rows say the same.
 func (s *Service) Equal(o *Service) bool {
 	return s.Namespace == o.Namespace && s.Name == o.Name && s.UID == o.UID && s.Created.Equal(o.Created) && s.Type == o.Type &&
-		s.Headless == o.Headless && s.Elsewhere == o.Elsewhere && s.InternalLocal == o.InternalLocal && s.ExternalLocal == o.ExternalLocal &&
+		s.Headless == o.Headless && s.Elsewhere == o.Elsewhere && s.InternalLocal == o.InternalLocal && s.ExternalLocal == o.ExternalLocal && s.HealthPort == o.HealthPort &&
 		s.Affinity == o.Affinity && s.Restricted == o.Restricted &&
 		slices.Equal(s.ClusterIPs, o.ClusterIPs) && slices.Equal(s.ExternalIPs, o.ExternalIPs) && slices.Equal(s.Ingress, o.Ingress) &&
 		slices.Equal(s.Ports, o.Ports) && slices.Equal(s.SourceRanges, o.SourceRanges) && slices.Equal(s.Garbage, o.Garbage)

@@ -99,6 +99,7 @@ kube-proxy-replacement: {{ .Values.kubeProxyReplacement | quote }}
 bpf-lb-sock: {{ .Values.socketLB.enabled | quote }}
 bpf-lb-sock-hostns-only: {{ .Values.socketLB.hostNamespaceOnly | quote }}
 enable-node-port: {{ .Values.nodePort.enabled | quote }}
+enable-health-check-nodeport: {{ .Values.nodePort.enableHealthCheck | quote }}
 bpf-lb-map-max: {{ .Values.bpf.lbMapMax | int | quote }}
 devices: {{ include "weft.words" .Values.devices | quote }}
 cgroup-root: {{ .Values.cgroup.hostRoot | quote }}
