@@ -122,7 +122,7 @@ test-full: ## Everything there is: test, race, fuzz, kernels, upstream conforman
 	test/ci.sh full
 
 .PHONY: test-e2e-upstream
-test-e2e-upstream: image $(TOOLS)/helm ## Kubernetes' own [sig-network] [Conformance] tests, kube-proxy in both modes
+test-e2e-upstream: image $(TOOLS)/helm ## Kubernetes' own [sig-network] [Conformance] tests, with kube-proxy in both modes and without
 	test/upstream.sh
 
 .PHONY: test-kernels
