@@ -46,7 +46,8 @@ func (a *Agent) followHealthChecks(ctx context.Context) error {
 }
 
 // healthChecks counts the backends of this node that are ready, for the Services
-// that load balancers ask about.
+// that load balancers ask about: of all their frontends, as some have no other than
+// the ClusterIP yet.
 func (t tables) healthChecks() []healthcheck.Check {
 	txn := t.db.ReadTxn()
 	byName := map[string]*healthcheck.Check{}
@@ -64,7 +65,7 @@ func (t tables) healthChecks() []healthcheck.Check {
 	}
 	ready := map[family]map[netip.Addr]bool{} // of a pod that has both, one counts
 	for f := range t.frontends.All(txn) {
-		if byName[f.Name()] == nil || f.Flags&table.FrontendLocal == 0 || f.Type == table.FrontendClusterIP {
+		if byName[f.Name()] == nil {
 			continue
 		}
 		fam := family{f.Name(), f.Key.Addr.Addr().Is6()}

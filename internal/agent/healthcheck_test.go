@@ -42,13 +42,14 @@ func TestHealthChecksCount(t *testing.T) {
 	frontend("web", "192.0.2.1:80", local, table.FrontendLoadBalancer, pods...)
 	frontend("web", "0.0.0.0:30080", local, table.FrontendNodePort, pods...)
 	frontend("web", "[2001:db8::1]:80", local, table.FrontendLoadBalancer, backend("[fd00::1]:80", true, false), backend("[fd00::2]:80", true, false))
-	frontend("web", "10.96.0.1:80", local, table.FrontendClusterIP, backend("10.1.0.3:80", true, false)) // internalTrafficPolicy
-	frontend("web", "192.0.2.2:80", 0, table.FrontendLoadBalancer, backend("10.2.0.9:80", false, false), backend("10.1.0.4:80", true, false))
+	frontend("web", "10.96.0.1:80", local, table.FrontendClusterIP, backend("10.1.0.2:80", true, false), backend("10.2.0.9:80", false, false))
+	service("young", 31003, false)
+	frontend("young", "10.96.0.2:80", table.FrontendBoth, table.FrontendClusterIP, backend("10.1.0.4:80", true, false), backend("10.2.0.9:80", false, false))
 	frontend("down", "192.0.2.3:80", local, table.FrontendLoadBalancer, backend("10.1.0.5:80", true, true))
 	frontend("plain", "192.0.2.4:80", local, table.FrontendLoadBalancer, pods...)
 	got := tb.healthChecks()
 	slices.SortFunc(got, func(a, b healthcheck.Check) int { return strings.Compare(a.Name, b.Name) })
-	want := []healthcheck.Check{{Namespace: "a", Name: "down", Port: 31001}, {Namespace: "a", Name: "web", Port: 31000, Endpoints: 2}}
+	want := []healthcheck.Check{{Namespace: "a", Name: "down", Port: 31001}, {Namespace: "a", Name: "web", Port: 31000, Endpoints: 2}, {Namespace: "a", Name: "young", Port: 31003, Endpoints: 1}}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("checks (-want +got):\n%s", d)
 	}

@@ -206,9 +206,14 @@ func (s *socketLB) Component() rpc.Component {
 	return c
 }
 
-// writes tells whether the kernel's frontends follow the API server's.
+// writes tells whether the kernel's frontends follow the API server's. One that
+// cannot be written must not take the others off the load balancers.
 func (s *socketLB) writes() bool {
-	return s.loop != nil && s.loop.Status().Prunes > 0
+	if s.loop == nil {
+		return false
+	}
+	st := s.loop.Status()
+	return st.Updates > 0 && st.Failing < st.Objects
 }
 
 // frontendTarget carries the table of frontends into the kernel.

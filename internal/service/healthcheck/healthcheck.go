@@ -68,7 +68,9 @@ func (s *Server) Set(checks []Check) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	checks = slices.Clone(checks)
-	slices.SortFunc(checks, func(a, b Check) int { return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name)) })
+	slices.SortFunc(checks, func(a, b Check) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
 	want, problems := map[uint16]Check{}, map[uint16]string{}
 	for _, c := range checks {
 		if first, taken := want[c.Port]; taken {
@@ -107,7 +109,8 @@ func (s *Server) listen(port uint16, c Check) error {
 	l.srv = &http.Server{
 		Handler:     http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { s.answer(w, l.get()) }),
 		ReadTimeout: mostTime, WriteTimeout: mostTime, IdleTimeout: mostTime, MaxHeaderBytes: mostBytes,
-		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		DisableGeneralOptionsHandler: true,
 	}
 	l.srv.SetKeepAlivesEnabled(false)
 	s.listeners[port] = l
