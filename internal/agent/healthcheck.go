@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/internal/service/healthcheck"
-	"github.com/weft-net/weft/internal/table"
 )
 
 const (
