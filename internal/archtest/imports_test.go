@@ -46,6 +46,7 @@ func rules() []rule {
 		{pkg: "internal/datapath/selftest", deny: []string{"client-go", "netlink"}, deps: true},
 		{pkg: "internal/datapath/link", deny: []string{"client-go", "ebpf"}, deps: true},
 		{pkg: "internal/datapath/rtnl", deny: []string{"client-go", "ebpf"}, deps: true},
+		{pkg: "internal/kubeproxy", deny: []string{"client-go", "ebpf"}, deps: true},
 		{pkg: "internal/endpoint", deny: []string{"client-go"}, deps: true},
 		{pkg: "internal/cni", deny: []string{"client-go"}, deps: true},
 		{pkg: "internal/cni", deny: []string{"ebpf"}},

@@ -59,7 +59,7 @@ type Server struct {
 // Start runs etcd and a server until the test ends.
 func Start(t testing.TB) *Server {
 	t.Helper()
-	apiserver, etcd := find(t, "kube-apiserver"), find(t, "etcd")
+	apiserver, etcd := Binary(t, "kube-apiserver"), Binary(t, "etcd")
 	s := &Server{t: t, dir: t.TempDir(), binary: apiserver, port: freePort(t)}
 	s.URL = "https://127.0.0.1:" + s.port
 	s.etcdURL = "http://127.0.0.1:" + freePort(t)
@@ -85,8 +85,8 @@ func Start(t testing.TB) *Server {
 	return s
 }
 
-// find returns a binary, or skips the test.
-func find(t testing.TB, name string) string {
+// Binary returns the path of a program of Kubernetes, or skips the test.
+func Binary(t testing.TB, name string) string {
 	t.Helper()
 	var globs []string
 	if dir := os.Getenv("WEFT_TEST_KUBE_BIN"); dir != "" {
