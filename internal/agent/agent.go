@@ -138,7 +138,7 @@ func Run(ctx context.Context, opts Options) error {
 
 func newAgent(ctx context.Context, opts Options) (*Agent, error) {
 	a := &Agent{
-		opts: opts, log: opts.Log, start: time.Now(), flows: &flow.Broadcaster{}, proxy: newKubeProxy(),
+		opts: opts, log: opts.Log, start: time.Now(), flows: &flow.Broadcaster{},
 		reports: make(chan report, 16), openGate: make(chan struct{}), republish: make(chan struct{}, 1), begin: make(chan struct{}),
 		cleared: make(chan struct{}), accepted: make(chan struct{}),
 	}
@@ -150,6 +150,7 @@ func newAgent(ctx context.Context, opts Options) (*Agent, error) {
 		opts.Level.Set(slog.LevelDebug)
 	}
 	a.fam = families{a.cfg.EnableIPv4, a.cfg.EnableIPv6}
+	a.proxy = newKubeProxy(a.cfg.SocketLB.Enabled)
 	if opts.NodeName == "" {
 		return nil, errors.New("the node's name is not known: set K8S_NODE_NAME or --node-name")
 	}

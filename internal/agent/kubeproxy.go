@@ -4,67 +4,94 @@ package agent
 
 import (
 	"context"
-	"io"
-	"net/http"
-	"strings"
 	"sync"
 	"time"
 
+	"github.com/weft-net/weft/internal/kubeproxy"
 	"github.com/weft-net/weft/internal/rpc"
 )
 
-// kubeProxy asks kube-proxy, which serves its mode and its health on this node
-// (kube-proxy's metricsBindAddress and healthzBindAddress, by default
-// 127.0.0.1:10249 and :10256).
+// kubeProxy tells whether kube-proxy runs on this node, and what it left if not.
 type kubeProxy struct {
-	client *http.Client
+	sockets bool // Weft serves what begins at a socket
+	running func(context.Context) (kubeproxy.Life, bool)
+	find    func(context.Context) ([]kubeproxy.Object, error)
+	now     func() time.Time
 
-	mu   sync.Mutex
-	at   time.Time
-	last rpc.Component
+	mu      sync.Mutex
+	at      time.Time // of last
+	last    rpc.Component
+	foundAt time.Time // of found
+	found   []kubeproxy.Object
+	findErr error
 }
 
-const kubeProxyFresh = 10 * time.Second
+const (
+	kubeProxyFresh = 10 * time.Second
+	// leftoversFresh is for how long what was found counts: rules of 10,000
+	// services take a second to read.
+	leftoversFresh   = time.Minute
+	leftoversTimeout = 10 * time.Second
+)
 
-func newKubeProxy() *kubeProxy {
-	return &kubeProxy{client: &http.Client{Timeout: 300 * time.Millisecond, Transport: &http.Transport{DisableKeepAlives: true}}}
+func newKubeProxy(sockets bool) *kubeProxy {
+	return &kubeProxy{sockets: sockets, running: kubeproxy.Running, find: kubeproxy.Find, now: time.Now}
 }
 
-// Component reports the mode of kube-proxy. Services work through it, so that
-// its absence is worth a look.
+// Component reports who serves Services on this node: that both do, that nobody
+// does, or that rules of a kube-proxy that ended still do.
 func (k *kubeProxy) Component(ctx context.Context) rpc.Component {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if time.Since(k.at) < kubeProxyFresh {
+	now := k.now()
+	if now.Sub(k.at) < kubeProxyFresh {
 		return k.last
 	}
 	c := rpc.Component{Name: "KubeProxy", State: rpc.StateOK}
-	mode, ok := k.get(ctx, "http://127.0.0.1:10249/proxyMode")
-	switch {
-	case ok:
-		c.Message = "kube-proxy runs in mode " + mode
-	default:
-		if _, ok := k.get(ctx, "http://127.0.0.1:10256/healthz"); ok {
-			c.Message = "kube-proxy runs, mode unknown"
-			break
-		}
-		c.State = rpc.StateWarning
-		c.Message = "not running (no answer on 127.0.0.1:10249 and :10256): Services have no addresses on this node; Weft does not replace kube-proxy yet"
+	if life, ok := k.running(ctx); ok {
+		k.runs(life, &c)
+	} else {
+		k.absent(ctx, now, &c)
 	}
-	k.at, k.last = time.Now(), c
+	k.at, k.last = now, c
 	return c
 }
 
-func (k *kubeProxy) get(ctx context.Context, url string) (string, bool) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return "", false
+func (k *kubeProxy) runs(life kubeproxy.Life, c *rpc.Component) {
+	k.foundAt = time.Time{} // what it makes from now on it leaves
+	c.Message = "kube-proxy runs, mode unknown"
+	if life.Mode != "" {
+		c.Message = "kube-proxy runs in mode " + life.Mode
 	}
-	resp, err := k.client.Do(req)
-	if err != nil {
-		return "", false
+	if k.sockets {
+		c.Message += ", and Weft beside it: Weft serves connections that begin at a socket (socketLB.enabled), kube-proxy all others"
 	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, 256))
-	return strings.TrimSpace(string(b)), err == nil && resp.StatusCode == http.StatusOK
+	if life.Trouble != "" {
+		c.State = rpc.StateWarning
+		c.Message += "; " + life.Trouble + ": see its log"
+	}
+}
+
+func (k *kubeProxy) absent(ctx context.Context, now time.Time, c *rpc.Component) {
+	if k.foundAt.IsZero() || now.Sub(k.foundAt) >= leftoversFresh {
+		ctx, cancel := context.WithTimeout(ctx, leftoversTimeout)
+		k.found, k.findErr = k.find(ctx)
+		cancel()
+		k.foundAt = now
+	}
+	c.State = rpc.StateWarning
+	c.Message = "not running (no answer on 127.0.0.1:10249 and :10256)"
+	served := "Services have no addresses on this node"
+	if k.sockets {
+		served = "Services have addresses only for connections that begin at a socket of this node (socketLB.enabled)"
+	}
+	if len(k.found) > 0 {
+		c.Message += ", but what it left still translates, to backends of then: " + kubeproxy.Count(k.found) +
+			"; start it again, or remove that with `weft kube-proxy cleanup`"
+	} else {
+		c.Message += ": " + served + "; Weft does not replace kube-proxy yet"
+	}
+	if k.findErr != nil {
+		c.Details = append(c.Details, "not all could be searched for what kube-proxy left: "+k.findErr.Error())
+	}
 }
