@@ -96,6 +96,7 @@ type app struct {
 	connect func(kubeconfig, kubecontext string) (cluster, error)
 	paths   paths
 	env     func(string) string
+	proxy   nodeProxy
 }
 
 // options are the global flags.
@@ -122,6 +123,7 @@ func newApp(s Streams, version string) *app {
 		Streams: s,
 		version: version,
 		env:     os.Getenv,
+		proxy:   thisNode{},
 		connect: func(kubeconfig, kubecontext string) (cluster, error) {
 			return kube.Load(kubeconfig, kubecontext)
 		},
@@ -179,7 +181,7 @@ func (a *app) root(name string) *cobra.Command {
 	}
 	root.AddCommand(
 		a.statusCommand(), a.endpointCommand(), a.nodeCommand(), a.serviceCommand(), a.ipamCommand(), a.bpfCommand(), a.monitorCommand(),
-		a.connectivityCommand(), a.sysdumpCommand(), a.uninstallCommand(), a.holdCommand(), a.sweepCommand(), a.versionCommand(),
+		a.connectivityCommand(), a.sysdumpCommand(), a.kubeProxyCommand(), a.uninstallCommand(), a.holdCommand(), a.sweepCommand(), a.versionCommand(),
 	)
 	return root
 }

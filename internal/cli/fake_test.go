@@ -26,6 +26,7 @@ import (
 type fakeNode struct {
 	socket string
 	flows  *flow.Broadcaster
+	proxy  *fakeProxy
 }
 
 // newNode serves the answers, by path, until the test ends.
@@ -148,7 +149,7 @@ func (f *fakeCluster) Exec(ctx context.Context, r kube.ExecRequest) error {
 		s.Err = io.Discard
 	}
 	a := newApp(s, "test")
-	a.paths = n.paths()
+	a.paths, a.proxy = n.paths(), n.proxy
 	if code := a.run(ctx, "weft", r.Command[1:]); code != 0 {
 		return &kube.ExitError{Code: code}
 	}
@@ -206,7 +207,7 @@ func (n *fakeNode) run(t *testing.T, args ...string) result {
 	t.Helper()
 	var out, errOut bytes.Buffer
 	a := newApp(Streams{In: strings.NewReader(""), Out: &out, Err: &errOut}, "test")
-	a.paths = n.paths()
+	a.paths, a.proxy = n.paths(), n.proxy
 	return runApp(t, a, &out, &errOut, args)
 }
 
