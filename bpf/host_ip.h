@@ -268,6 +268,8 @@ static __noinline int F(to_net_ip)(struct __sk_buff *skb)
 		if (code == MASQUERADE)
 			F(host_ct)(&k);
 	}
+	if (code == MASQUERADE && F(svc_answers)(&k))
+		code = VERDICT_STACK; /* conntrack has forgotten who opened */
 	if (code == VERDICT_STACK)
 		code = F(svc_leave)(skb, &k, &ask);
 	if (code == MASQUERADE)

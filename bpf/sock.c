@@ -124,7 +124,7 @@ static __always_inline const struct weft_backend *sock_choose(struct bpf_sock_ad
 	}
 	client.client.w[0] = (__u32)cookie;
 	client.client.w[1] = cookie >> 32;
-	return svc_sticky(s, &client, ticks, &id);
+	return svc_sticky(s, &client, ticks, bpf_get_prandom_u32(), &id);
 }
 
 /* Remembers for recvmsg and getpeername what the socket wanted. */

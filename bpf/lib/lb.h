@@ -151,7 +151,9 @@ struct weft_lbct6_key {
 	__u8 pad[2];
 };
 
-#define LBCTF_REMOTE (1U << 8) /* beside NATF_*: the backend is not on this node, and must answer through it */
+/* Beside NATF_*. */
+#define LBCTF_REMOTE (1U << 8) /* the backend is not on this node, and must answer through it */
+#define LBCTF_MAIN (1U << 9)   /* the row was moved to the main table */
 
 struct weft_lbct {
 	__u32 expires; /* tick */
@@ -278,10 +280,10 @@ static __always_inline const struct weft_backend *svc_random(const struct weft_s
 
 /*
  * Who answers a client that is to get the same backend for as long as the service
- * has it and the client asks again within so many ticks.
+ * has it and the client asks again within so many ticks; number as svc_pick's.
  */
 static __always_inline const struct weft_backend *svc_sticky(const struct weft_svc *s, const struct weft_affinity_key *client,
-							      __u32 ticks, __u32 *id)
+							      __u32 ticks, __u32 number, __u32 *id)
 {
 	struct weft_chosen *had = bpf_map_lookup_elem(&weft_affinity, client);
 	struct weft_chosen fresh;
@@ -297,7 +299,7 @@ static __always_inline const struct weft_backend *svc_sticky(const struct weft_s
 			return b;
 		}
 	}
-	b = svc_random(s, id);
+	b = svc_pick(s, number, id);
 	if (!b)
 		return 0;
 	fresh.backend = *id;

@@ -45,8 +45,30 @@ static __noinline int F(lbct_promote)(const lbct_key_t *key)
 {
 	struct weft_lbct *c = bpf_map_lookup_elem(&F(weft_lbctn), key);
 
-	if (c && !bpf_map_update_elem(&F(weft_lbct), key, c, BPF_ANY))
+	if (!c)
+		return 0;
+	c->flags |= LBCTF_MAIN;
+	if (!bpf_map_update_elem(&F(weft_lbct), key, c, BPF_ANY))
 		bpf_map_delete_elem(&F(weft_lbctn), key);
+	return 0;
+}
+
+/*
+ * Moves both rows of a connection to the main table, with an answer to a client that
+ * went on: who only pretends to have heard one gets a reset. Static: see who_exactly.
+ */
+static __noinline int F(lbct_grow)(const struct F(pkt) *k, const struct weft_lbct *back)
+{
+	addr_t service = *LBCT_ADDR(back);
+	__u16 port = back->port;
+	lbct_key_t key;
+
+	F(lbct_key)(&key, &k->dst, &k->src, k->p.dport, k->p.sport, k->p.ct_proto, LBCT_BACK);
+	F(lbct_promote)(&key);
+	key.addr = service;
+	key.port = port;
+	key.way = LBCT_THERE;
+	F(lbct_promote)(&key);
 	return 0;
 }
 
@@ -61,44 +83,45 @@ static __noinline struct weft_lbct *F(lbct_there)(const struct F(pkt) *k)
 	return c && !expired(c->expires, now_tick()) && !lbct_over(c, &k->p) ? c : 0;
 }
 
-/*
- * Brings both rows up to date with a packet of the client: once a tick is enough but
- * while a connection begins and ends. False: the row that leads back is lost. Static: see
- * who_exactly.
- */
-static __noinline bool F(lbct_touch)(const struct F(pkt) *k, struct weft_lbct *there)
+/* The row that leads back from where another leads; 0: it is lost, or another connection's. Static: see who_exactly. */
+static __noinline struct weft_lbct *F(lbct_back)(const struct F(pkt) *k, const struct weft_lbct *there)
+{
+	struct weft_lbct *c;
+	lbct_key_t key;
+
+	F(lbct_key)(&key, &k->src, LBCT_ADDR(there), k->p.sport, there->port, k->p.ct_proto, LBCT_BACK);
+	c = F(lbct_at)(&key);
+	return c && F(same)(LBCT_ADDR(c), &k->dst) && c->port == k->p.dport ? c : 0;
+}
+
+/* Is a packet due to be looked at closely: it begins or ends a connection, or is the first of a tick? */
+static __always_inline bool F(lbct_due)(const struct F(pkt) *k, const struct weft_lbct *there)
 {
 	const struct weft_config *cfg = config();
-	__u32 now = now_tick(), set = 0;
-	struct weft_lbct *back;
-	lbct_key_t key;
-	bool grown;
+
+	if (!cfg || (k->p.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)))
+		return true;
+	/* Until it goes on after an answer, each packet may be the one with which it does. */
+	return (there->flags & (NATF_WENT_ON | NATF_FIN_OWNER)) != NATF_WENT_ON ||
+	       lbct_last(there, cfg, k->p.ct_proto) != now_tick();
+}
+
+/* Brings both rows up to date with a packet of the client. Static: see who_exactly. */
+static __noinline int F(lbct_touch)(const struct F(pkt) *k, struct weft_lbct *there, struct weft_lbct *back)
+{
+	const struct weft_config *cfg = config();
+	__u32 now = now_tick(), set;
 
 	if (!cfg)
-		return true;
+		return 0;
+	set = back->flags & (NATF_ANSWERED | NATF_FIN_PEER | NATF_RST);
 	if (k->p.tcp_flags & TCP_FIN)
 		set |= NATF_FIN_OWNER;
 	if (k->p.tcp_flags & TCP_RST)
 		set |= NATF_RST;
-	/* Until it goes on after an answer, each packet may be the one with which it does. */
-	if (!set && (there->flags & (NATF_WENT_ON | NATF_FIN_OWNER)) == NATF_WENT_ON && lbct_last(there, cfg, k->p.ct_proto) == now)
-		return true;
-	F(lbct_key)(&key, &k->src, LBCT_ADDR(there), k->p.sport, there->port, k->p.ct_proto, LBCT_BACK);
-	back = F(lbct_at)(&key);
-	if (!back)
-		return false;
-	set |= back->flags & (NATF_ANSWERED | NATF_FIN_PEER | NATF_RST);
 	if ((set & NATF_ANSWERED) && !opens_tcp(&k->p))
 		set |= NATF_WENT_ON;
-	grown = (set & NATF_WENT_ON) && !(there->flags & NATF_WENT_ON);
 	lbct_set(back, cfg, k->p.ct_proto, now, set);
 	lbct_set(there, cfg, k->p.ct_proto, now, set);
-	if (!grown)
-		return true;
-	F(lbct_promote)(&key);
-	key.addr = k->dst;
-	key.port = k->p.dport;
-	key.way = LBCT_THERE;
-	F(lbct_promote)(&key);
-	return true;
+	return 0;
 }

@@ -49,13 +49,13 @@ static __noinline const struct weft_backend *F(svc_choose)(const struct weft_svc
 {
 	const struct weft_config *cfg = config();
 	struct weft_affinity_key client = {.service = s->service, .kind = AFFINITY_ADDR};
-
-	if (s->affinity) {
-		F(to_event)(&client.client, &k->src);
-		return svc_sticky(s, &client, s->affinity, id);
-	}
 	/* By the flow: a connection whose rows were lost finds its backend again. */
-	return svc_pick(s, F(nat_hash)(k, cfg ? cfg->nat_seed : 0) + attempt, id);
+	__u32 number = F(nat_hash)(k, cfg ? cfg->nat_seed : 0) + attempt;
+
+	if (!s->affinity)
+		return svc_pick(s, number, id);
+	F(to_event)(&client.client, &k->src);
+	return svc_sticky(s, &client, s->affinity, number, id);
 }
 
 static __always_inline void F(svc_addr)(addr_t *addr, const struct weft_backend *b)
@@ -85,11 +85,26 @@ static __noinline int F(svc_has_back)(const struct F(pkt) *k, const struct weft_
 	F(lbct_key)(&key, &k->src, &k->dst, k->p.sport, b->port, k->p.ct_proto, LBCT_BACK);
 	F(svc_addr)(&key.addr, b);
 	c = F(lbct_at)(&key);
-	if (!c || expired(c->expires, now_tick()) || c->generation != b->generation)
+	if (!c || expired(c->expires, now_tick()) || c->generation != b->generation || lbct_over(c, &k->p))
 		return BACK_NONE;
 	if (F(same)(LBCT_ADDR(c), &k->dst) && c->port == k->p.dport)
 		return BACK_OURS;
-	return lbct_over(c, &k->p) ? BACK_NONE : BACK_TAKEN;
+	return BACK_TAKEN;
+}
+
+/* Has the client a connection with the backend without any service, from the same port? Static: see who_exactly. */
+static __noinline bool F(svc_direct)(const struct F(pkt) *k, const struct weft_backend *b)
+{
+	const struct weft_ct *ct;
+	ct_key_t key;
+	addr_t addr;
+
+	if (!opens_tcp(&k->p))
+		return false;
+	F(svc_addr)(&addr, b);
+	F(ct_key_of)(&key, &k->src, &addr, k->p.sport, b->port, k->p.ct_proto);
+	ct = bpf_map_lookup_elem(&F(weft_ct), &key);
+	return ct && !expired(ct->expires, now_tick()) && !CT_CLOSING(ct->flags);
 }
 
 /* Writes the rows of a connection, as many as how says. Static: see who_exactly. */
@@ -157,6 +172,8 @@ static __always_inline int F(svc_new)(const struct F(pkt) *k, struct F(nat_to) *
 	to->addr = k->saddr;
 	if (F(ours_alone)(&to->addr))
 		return 0; /* forged: it is dropped for that */
+	if (k->p.tcp_flags & TCP_RST)
+		return 0; /* it ends what is not there */
 	for (__u32 i = 0; i < SVC_ATTEMPTS; i++) {
 		s = F(svc_row)(k);
 		if (!s)
@@ -170,7 +187,7 @@ static __always_inline int F(svc_new)(const struct F(pkt) *k, struct F(nat_to) *
 			continue;
 		/* What it answers could not be told apart if it had one from there already. */
 		had = F(svc_has_back)(k, b);
-		if (had == BACK_TAKEN)
+		if (had == BACK_TAKEN || (had == BACK_NONE && F(svc_direct)(k, b)))
 			continue;
 		how = had == BACK_OURS ? 0 : PUT_BACK;
 		if (!F(svc_local)(b))
@@ -184,10 +201,23 @@ static __always_inline int F(svc_new)(const struct F(pkt) *k, struct F(nat_to) *
 	return DROP_PORTS_IN_USE;
 }
 
+/* May the client go on with the service? Of TCP each new connection is asked about, of datagrams each tick. */
+static __always_inline bool F(svc_still)(const struct F(pkt) *k, __u32 id)
+{
+	const struct weft_svc *s;
+
+	if (k->p.ct_proto == IPPROTO_TCP && !opens_tcp(&k->p))
+		return true;
+	s = F(svc_row)(k);
+	if (!s || ((s->flags & SVC_SOURCES) && !F(svc_admits)(s, k)))
+		return false;
+	return k->p.ct_proto == IPPROTO_TCP || svc_has(s, id);
+}
+
 /* What a packet of a known connection is to become. 0: it is of none. */
 static __always_inline int F(svc_known)(const struct F(pkt) *k, struct F(nat_to) *to)
 {
-	struct weft_lbct *c = F(lbct_there)(k);
+	struct weft_lbct *c = F(lbct_there)(k), *back;
 	const struct weft_backend *b;
 	__u32 id;
 
@@ -197,10 +227,21 @@ static __always_inline int F(svc_known)(const struct F(pkt) *k, struct F(nat_to)
 	b = backend_of(id);
 	if (!b || b->generation != c->generation)
 		return 0; /* it is gone: whoever goes on is told so by another one */
+	if (!k->p.error && F(lbct_due)(k, c)) {
+		if (!F(svc_still)(k, id))
+			return 0;
+		back = F(lbct_back)(k, c);
+		if (back && lbct_over(back, &k->p))
+			return 0;
+		if (back)
+			F(lbct_touch)(k, c, back);
+		else if (F(svc_has_back)(k, b) == BACK_NONE)
+			F(svc_put)(k, b, id, PUT_BACK | (c->flags & LBCTF_REMOTE ? PUT_REMOTE : 0));
+		else
+			return 0; /* somebody else's by now */
+	}
 	to->addr = *LBCT_ADDR(c);
 	to->port = c->port;
-	if (!k->p.error && !F(lbct_touch)(k, c))
-		F(svc_put)(k, b, id, PUT_BACK | (c->flags & LBCTF_REMOTE ? PUT_REMOTE : 0));
 	return SVC_TO;
 }
 
@@ -216,6 +257,8 @@ __noinline int F(svc_enter)(struct __sk_buff *skb, struct F(pkt) *k)
 	int code;
 
 	if (!k || !cfg || !(cfg->nat & NAT_SERVICES) || !k->p.ports || !nat_can(&k->p))
+		return 0;
+	if (nat_keeps_port(k->p.ct_proto)) /* a service may have another one than its backends */
 		return 0;
 	to.addr = k->dst;
 	who = F(who_exactly)(&to.addr);
@@ -261,6 +304,8 @@ static __noinline int F(svc_judge)(const struct F(pkt) *k, struct F(nat_to) *to,
 		if (k->p.tcp_flags & TCP_RST)
 			set |= NATF_RST;
 		lbct_set(c, cfg, k->p.ct_proto, now, set);
+		if ((c->flags & (NATF_WENT_ON | NATF_RST | LBCTF_MAIN)) == NATF_WENT_ON)
+			F(lbct_grow)(k, c);
 		return SVC_ANSWER;
 	}
 	F(lbct_key)(&key, &k->src, &k->dst, k->p.sport, k->p.dport, k->p.ct_proto, LBCT_BACK);
@@ -271,6 +316,20 @@ static __noinline int F(svc_judge)(const struct F(pkt) *k, struct F(nat_to) *to,
 	ask->endpoint = ask->generation = 0;
 	ask->client = true;
 	return MASQUERADE;
+}
+
+/* Does a packet answer for a service? Then it is not the opener of a flow to masquerade. Static: see who_exactly. */
+static __noinline bool F(svc_answers)(const struct F(pkt) *k)
+{
+	const struct weft_config *cfg = config();
+	const struct weft_lbct *c;
+	lbct_key_t key;
+
+	if (!cfg || !(cfg->nat & NAT_SERVICES) || !k->p.ports)
+		return false;
+	F(lbct_key)(&key, &k->dst, &k->src, k->p.dport, k->p.sport, k->p.ct_proto, LBCT_BACK);
+	c = F(lbct_at)(&key);
+	return c && !expired(c->expires, now_tick());
 }
 
 /*

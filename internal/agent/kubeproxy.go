@@ -14,6 +14,7 @@ import (
 // kubeProxy tells whether kube-proxy runs on this node, and what it left if not.
 type kubeProxy struct {
 	sockets bool // Weft serves what begins at a socket
+	outside bool // and what comes from outside
 	running func(context.Context) (kubeproxy.Life, bool)
 	find    func(context.Context) ([]kubeproxy.Object, error)
 	now     func() time.Time
@@ -34,8 +35,8 @@ const (
 	leftoversTimeout = 10 * time.Second
 )
 
-func newKubeProxy(sockets bool) *kubeProxy {
-	return &kubeProxy{sockets: sockets, running: kubeproxy.Running, find: kubeproxy.Find, now: time.Now}
+func newKubeProxy(sockets, outside bool) *kubeProxy {
+	return &kubeProxy{sockets: sockets, outside: outside, running: kubeproxy.Running, find: kubeproxy.Find, now: time.Now}
 }
 
 // Component reports who serves Services on this node: that both do, that nobody
@@ -63,7 +64,10 @@ func (k *kubeProxy) runs(life kubeproxy.Life, c *rpc.Component) {
 	if life.Mode != "" {
 		c.Message = "kube-proxy runs in mode " + life.Mode
 	}
-	if k.sockets {
+	switch {
+	case k.outside:
+		c.Message += ", and Weft beside it, which serves all but SCTP (nodePort.enabled): remove kube-proxy, then what it leaves with `weft kube-proxy cleanup`"
+	case k.sockets:
 		c.Message += ", and Weft beside it: Weft serves connections that begin at a socket (socketLB.enabled), kube-proxy all others"
 	}
 	if life.Trouble != "" {
@@ -81,6 +85,9 @@ func (k *kubeProxy) absent(ctx context.Context, now time.Time, c *rpc.Component)
 	}
 	c.State = rpc.StateWarning
 	c.Message = "not running (no answer on 127.0.0.1:10249 and :10256)"
+	if k.outside && len(k.found) == 0 {
+		c.State = rpc.StateOK
+	}
 	served := "Services have no addresses on this node"
 	if k.sockets {
 		served = "Services have addresses only for connections that begin at a socket of this node (socketLB.enabled)"
@@ -88,8 +95,10 @@ func (k *kubeProxy) absent(ctx context.Context, now time.Time, c *rpc.Component)
 	if len(k.found) > 0 {
 		c.Message += ", but what it left still translates, to backends of then: " + kubeproxy.Count(k.found) +
 			"; start it again, or remove that with `weft kube-proxy cleanup`"
+	} else if k.outside {
+		c.Message += ": Services are Weft's, but for SCTP"
 	} else {
-		c.Message += ": " + served + "; Weft does not replace kube-proxy yet"
+		c.Message += ": " + served + ": set nodePort.enabled=true (with socketLB.enabled=true), or run kube-proxy"
 	}
 	if k.findErr != nil {
 		c.Details = append(c.Details, "not all could be searched for what kube-proxy left: "+k.findErr.Error())

@@ -89,6 +89,7 @@ func (a *Agent) newFrontendLoop() (err error) {
 		return nil
 	}
 	a.socketLB.udp.known = a.services.known
+	a.socketLB.m.Keep(a.services.known)
 	a.socketLB.loop, err = reconcile.New(reconcile.Config[*table.Frontend]{
 		Name: "frontends", DB: a.t.db, Table: a.t.frontends, Log: a.log, PruneInterval: pruneEvery,
 		Target:  frontendTarget{a.socketLB.m, a.socketLB.udp.kick},

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -244,4 +245,147 @@ func dialFor(t *testing.T, s *space, to netip.AddrPort, wait time.Duration) (c n
 		t.Cleanup(func() { _ = c.Close() })
 	}
 	return c, err
+}
+
+// Guards against a connection that inherits what became of the one before from the
+// same port, and so is forgotten or taken over while it lives.
+func TestServicePortAgain(t *testing.T) {
+	e := newEdge(t)
+	a := e.nodes[0]
+	end := ap(a.pods[0].addr.v4, 8080)
+	echoTCP(t, a.pods[0].space, end)
+	at := ap(a.addr.v4, edgePorts)
+	e.frontend(ap(unspecified(4), at.Port()), table.ProtoTCP, end)
+	e.frontend(ap(unspecified(4), at.Port()+1), table.ProtoTCP, end)
+	for i := range 3 {
+		c, err := dialFrom(t, e.client, 6001, at, patience)
+		must(t, err)
+		must(t, say(c))
+		must(t, say(c))
+		rows, err := a.d.Maps().LBConns.List(0)
+		must(t, err)
+		for _, r := range rows {
+			if r.Client.Port() == 6001 && r.State != "established" {
+				t.Errorf("connection %d from the port: %+v", i, r)
+			}
+		}
+		if _, err := dialFrom(t, e.client, 6001, ap(a.addr.v4, at.Port()+1), time.Second/3); err == nil {
+			t.Errorf("connection %d: another service has its port", i)
+		}
+		must(t, say(c))
+		must(t, c.(*net.TCPConn).SetLinger(0))
+		must(t, c.Close())
+	}
+}
+
+// Guards against clients of a service that is gone, or not for them any more, being
+// served because they were before.
+func TestServiceTakenAway(t *testing.T) {
+	e := newEdge(t)
+	a := e.nodes[0]
+	end := ap(a.pods[0].addr.v4, 8080)
+	echoUDP(t, a.pods[0].space, end)
+	echoTCP(t, a.pods[0].space, end)
+	udp := e.frontend(ap(e.vip.v4, 53), table.ProtoUDP, end)
+	other := e.frontend(ap(e.vip.v4, 54), table.ProtoUDP)
+	other.Backends = udp.Backends // so that the backend stays
+	must(t, a.d.Maps().Services.Upsert(*other))
+	c, err := dial(t, e.client, "udp", udp.Key.Addr)
+	must(t, err)
+	defer c.Close()
+	must(t, say(c))
+	must(t, a.d.Maps().Services.Delete(udp.Key))
+	ends := false
+	for end := time.Now().Add(patience); !ends && time.Now().Before(end); {
+		must(t, c.SetDeadline(time.Now().Add(time.Second/3)))
+		_, werr := c.Write([]byte("hello"))
+		_, rerr := c.Read(make([]byte, 5))
+		ends = werr != nil || rerr != nil
+	}
+	if !ends {
+		t.Error("a service that is gone goes on answering")
+	}
+	tcp := e.frontend(ap(e.vip.v4, 80), table.ProtoTCP, end)
+	conn, err := dialFrom(t, e.client, 7001, tcp.Key.Addr, patience)
+	must(t, err)
+	must(t, say(conn))
+	tcp.Flags |= table.FrontendSources
+	must(t, a.d.Maps().Services.Upsert(*tcp))
+	must(t, say(conn)) // it is not ended
+	must(t, conn.(*net.TCPConn).SetLinger(0))
+	must(t, conn.Close())
+	if _, err := dialFrom(t, e.client, 7001, tcp.Key.Addr, time.Second/2); err == nil {
+		t.Error("a client that was taken out of the source ranges opens another connection")
+	}
+}
+
+// Guards against connections that end while their backend shuts down, or is not ready
+// for a moment.
+func TestServiceBackendDrains(t *testing.T) {
+	e := newEdge(t)
+	a := e.nodes[0]
+	one, two := ap(a.pods[0].addr.v4, 8080), ap(a.pods[1].addr.v4, 8080)
+	echoTCP(t, a.pods[0].space, one)
+	echoTCP(t, a.pods[1].space, two)
+	f := e.frontend(ap(unspecified(4), edgePorts), table.ProtoTCP, one, two)
+	var alive atomic.Bool
+	alive.Store(true)
+	a.d.Maps().Services.Keep(func(addr netip.AddrPort, _ uint8) bool { return alive.Load() && addr == one })
+	at := ap(a.addr.v4, edgePorts)
+	before := e.conns(t, 20, at)
+	f.Backends = f.Backends[1:]
+	must(t, a.d.Maps().Services.Upsert(*f))
+	for back, conns := range before {
+		for _, c := range conns {
+			if err := say(c); err != nil {
+				t.Errorf("a connection to %s: %v", back, err)
+			}
+		}
+	}
+	if after := e.conns(t, 20, at); len(after[one]) > 0 {
+		t.Errorf("%d new connections reach a backend that shuts down", len(after[one]))
+	}
+	alive.Store(false)
+	must(t, a.d.Maps().Services.Prune([]table.Frontend{*f}))
+	for _, c := range before[one] {
+		if say(c) == nil {
+			t.Error("a connection to a backend that is gone goes on")
+		}
+	}
+}
+
+// Guards against a backend's word that leaves as a masqueraded flow of its own because
+// conntrack has forgotten who opened.
+func TestServiceAnswersMasqueraded(t *testing.T) {
+	e := newEdge(t)
+	a := e.nodes[0]
+	cfg, err := a.d.Maps().Config.Get()
+	must(t, err)
+	cfg.Masquerade.IPv4, cfg.Masquerade.IPv6 = true, true
+	must(t, a.d.SetConfig(cfg))
+	for i, fam := range families {
+		end := ap(a.pods[0].addr.of(fam), 8080)
+		var l net.Listener
+		a.pods[0].in(t, func() { l, err = net.Listen("tcp", end.String()) })
+		must(t, err)
+		defer l.Close()
+		at := ap(a.addr.of(fam), uint16(edgePorts+i))
+		e.frontend(ap(unspecified(fam), at.Port()), table.ProtoTCP, end)
+		c, err := dial(t, e.client, "tcp", at)
+		must(t, err)
+		defer c.Close()
+		server, err := l.Accept()
+		must(t, err)
+		defer server.Close()
+		for range 2 {
+			_, err = a.d.Maps().CT.Flush()
+			must(t, err)
+			_, err = server.Write([]byte("hello"))
+			must(t, err)
+			must(t, c.SetDeadline(time.Now().Add(patience)))
+			if _, err := io.ReadFull(c, make([]byte, 5)); err != nil {
+				t.Errorf("ipv%d: the backend speaks first: %v", fam, err)
+			}
+		}
+	}
 }

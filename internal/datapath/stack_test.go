@@ -21,7 +21,7 @@ func frames(insns asm.Instructions) (use map[string]int, calls map[string][]stri
 	for _, ins := range insns {
 		if s := ins.Symbol(); s != "" && (fn == "" || s != fn) {
 			if _, ok := use[s]; !ok {
-				fn, use[s] = s, 0
+				fn, use[s], base = s, 0, [16]bool{}
 			}
 		}
 		class, op := ins.OpCode.Class(), ins.OpCode.ALUOp()
@@ -29,10 +29,14 @@ func frames(insns asm.Instructions) (use map[string]int, calls map[string][]stri
 		switch {
 		case ins.IsFunctionCall():
 			calls[fn] = append(calls[fn], ins.Reference())
+
 		case (class == asm.StXClass || class == asm.StClass) && ins.Dst == asm.R10:
 			at = -int(ins.Offset)
-		case class == asm.LdXClass && ins.Src == asm.R10:
-			at = -int(ins.Offset)
+		case class == asm.LdXClass:
+			base[ins.Dst] = false
+			if ins.Src == asm.R10 {
+				at = -int(ins.Offset)
+			}
 		case class.IsALU() && op == asm.Mov:
 			base[ins.Dst] = ins.OpCode.Source() == asm.RegSource && ins.Src == asm.R10
 		case class.IsALU() && op == asm.Add && base[ins.Dst]:

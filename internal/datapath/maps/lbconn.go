@@ -20,7 +20,7 @@ const (
 	lbctBack  = 1
 
 	lbctRemote = 1 << 8
-	lbctFlags  = 1<<9 - 1 // all that are in use
+	lbctFlags  = 1<<10 - 1 // all that are in use
 )
 
 // LBConnRow is one connection that came from outside to a service, as the row says

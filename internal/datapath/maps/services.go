@@ -30,7 +30,8 @@ type ServiceMap struct {
 	sources4, sources6                            *ebpf.Map
 
 	mu     sync.Mutex
-	memory *serviceMemory // nil: not read yet
+	keep   func(netip.AddrPort, uint8) bool // see Keep; nil: none
+	memory *serviceMemory                   // nil: not read yet
 	gone   []Gone
 }
 
@@ -54,6 +55,19 @@ type serviceRow struct {
 	value   object.DatapathWeftSvc
 	ids     []uint32
 	sources []netip.Prefix // sorted
+}
+
+// Keep has backends that no frontend names stay known for as long as f says so of
+// their address and protocol: connections to one that shuts down, or is not ready for
+// a moment, go on. What f says no more of is cleared by the next Prune.
+func (m *ServiceMap) Keep(f func(netip.AddrPort, uint8) bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.keep = f
+}
+
+func (m *ServiceMap) kept(b object.DatapathWeftBackend) bool {
+	return m.keep != nil && m.keep(backendAddr(b), b.Proto)
 }
 
 // Upsert writes a frontend together with its backends: until it returns connections
@@ -246,7 +260,7 @@ func (m *ServiceMap) release(ids []uint32) error {
 			continue
 		}
 		delete(m.memory.refs, id)
-		if old := m.memory.backends[id]; old.Proto != 0 {
+		if old := m.memory.backends[id]; old.Proto != 0 && !m.kept(old) {
 			free, values = append(free, id), append(values, object.DatapathWeftBackend{Generation: old.Generation})
 		}
 	}
@@ -338,7 +352,7 @@ func (m *ServiceMap) pruneBackends() error {
 	var ids []uint32
 	var values []object.DatapathWeftBackend
 	for id, b := range m.memory.backends {
-		if b.Proto != 0 && m.memory.refs[id] == 0 {
+		if b.Proto != 0 && m.memory.refs[id] == 0 && !m.kept(b) {
 			ids, values = append(ids, id), append(values, object.DatapathWeftBackend{Generation: b.Generation})
 		}
 	}
