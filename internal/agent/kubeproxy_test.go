@@ -22,7 +22,7 @@ func TestKubeProxyComponent(t *testing.T) {
 	var left []kubeproxy.Object
 	var findErr error
 	searches := 0
-	k := newKubeProxy(false)
+	k := newKubeProxy(false, false)
 	k.now = func() time.Time { return now }
 	k.running = func(context.Context) (kubeproxy.Life, bool) {
 		if life == nil {
@@ -66,5 +66,12 @@ func TestKubeProxyComponent(t *testing.T) {
 	want(rpc.StateOK, 2, "in mode nftables")
 	life, left, findErr = nil, nil, nil
 	k.sockets = false
-	want(rpc.StateWarning, 3, "Services have no addresses")
+	want(rpc.StateWarning, 3, "Services have no addresses", "nodePort.enabled=true")
+
+	k.sockets, k.outside = true, true
+	want(rpc.StateOK, 3, "not running", "Services are Weft's")
+	life = &kubeproxy.Life{Mode: "nftables"}
+	want(rpc.StateOK, 3, "in mode nftables", "`weft kube-proxy cleanup`")
+	life, left = nil, []kubeproxy.Object{{Kind: kubeproxy.KindTable}}
+	want(rpc.StateWarning, 4, "1 table", "`weft kube-proxy cleanup`")
 }
