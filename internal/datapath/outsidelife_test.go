@@ -37,7 +37,7 @@ func (e *edge) conns(t *testing.T, n int, at netip.AddrPort) map[netip.AddrPort]
 	must(t, err)
 	out := map[netip.AddrPort][]net.Conn{}
 	for _, r := range rows {
-		if c := local[r.Client]; c != nil && r.Service == at {
+		if c := local[r.Client]; c != nil && r.Service == at && r.Proto == "TCP" {
 			out[r.Backend] = append(out[r.Backend], c)
 			if r.State != "established" { // else its rows would be forgotten soon, and a scale-up end it
 				t.Errorf("a connection that goes on: %+v", r)
