@@ -68,22 +68,12 @@ const (
 	natServices6 = 1 << 3
 )
 
-func (o Outside) bits() (b uint32) {
-	if o.IPv4 {
-		b |= natServices4
+func natBits(v4, v6 bool, bit4, bit6 uint32) (b uint32) {
+	if v4 {
+		b |= bit4
 	}
-	if o.IPv6 {
-		b |= natServices6
-	}
-	return b
-}
-
-func (m Masquerade) bits() (b uint32) {
-	if m.IPv4 {
-		b |= natIPv4
-	}
-	if m.IPv6 {
-		b |= natIPv6
+	if v6 {
+		b |= bit6
 	}
 	return b
 }
@@ -178,7 +168,7 @@ func (c *ConfigMap) Set(cfg Config) error {
 		TunnelIfindex: uint32(cfg.Overlay.IfIndex),
 		TunnelMtu:     uint32(cfg.Overlay.MTU),
 		TunnelPort:    port(cfg.Overlay.Port),
-		Nat:           cfg.Masquerade.bits() | cfg.Outside.bits(),
+		Nat:           natBits(cfg.Masquerade.IPv4, cfg.Masquerade.IPv6, natIPv4, natIPv6) | natBits(cfg.Outside.IPv4, cfg.Outside.IPv6, natServices4, natServices6),
 		NatMin:        cfg.Masquerade.PortMin,
 		NatMax:        cfg.Masquerade.PortMax,
 		NatHold:       ticks(t.NATHold, dt.NATHold),
