@@ -9,6 +9,7 @@ const volatile __u32 express_mark = 0; /* or'ed to the actions of lib/express.h:
 const volatile __u32 fib_flags = 0; /* BPF_FIB_LOOKUP_SKIP_NEIGH where the kernel has it */
 
 #include "lib/arp.h"
+#include "lib/crc32c.h"
 #include "lib/encap.h"
 #include "lib/endpoint.h"
 #include "lib/lb.h"

@@ -36,6 +36,8 @@ int to_net(struct __sk_buff *skb)
 
 	if (skb->mark == MARK_FAST)
 		return finish_other(skb, HOOK_TO_NET, VERDICT_MARKED, &r);
+	if (skb->mark == MARK_REFUSE) /* netfilter did not, and nobody elsewhere knows the service either */
+		return finish_other(skb, HOOK_TO_NET, DROP_NO_BACKEND, &r);
 	if (!skb->vlan_present) {
 		if (enable_ipv4 && skb->protocol == bpf_htons(ETH_P_IP))
 			return to_net_ip4(skb);

@@ -75,7 +75,7 @@ static __always_inline int F(from_pod_new)(struct __sk_buff *skb, struct F(judge
 		j->s.to.generation = row->generation;
 	}
 	/* In mid-stream only the stack is right for both: see docs/datapath.md. */
-	stack = !pod || !may_open_fast(&j->k.p) || (!j->s.to.endpoint && !tunnel && !F(leaves_by_net)(skb, &j->k));
+	stack = !pod || skb->mark == MARK_SERVICE || skb->mark == MARK_REFUSE || !may_open_fast(&j->k.p) || (!j->s.to.endpoint && !tunnel && !F(leaves_by_net)(skb, &j->k));
 	r->is_new = true;
 	F(ct_new)(&j->f, &j->k, &j->s, HOOK_FROM_POD, stack);
 	if (stack)
@@ -127,10 +127,13 @@ static __always_inline int F(judge_from_pod)(struct __sk_buff *skb, struct F(jud
 		F(frag_remember)(&j->k, HOOK_FROM_POD);
 	/* The entry must be about this pod, not only contain its address. */
 	if (j->f.ct && j->s.from.endpoint == id) {
-		stack = j->f.ct->flags & CT_STACK;
+		/* What asks a service past its socket is answered through to_pod. */
+		bool service = skb->mark == MARK_SERVICE;
+
+		stack = (j->f.ct->flags & CT_STACK) || service;
 		hop = &j->f.ct->hop; /* of an entry that is moved, the copy has it too */
 		F(note_sides)(r, j);
-		F(ct_touch)(&j->f, &j->k, cfg, now, HOOK_FROM_POD, false);
+		F(ct_touch)(&j->f, &j->k, cfg, now, HOOK_FROM_POD, service);
 		return stack ? VERDICT_STACK : F(forward)(skb, j, r, hop);
 	}
 	j->s.from.identity = ep->identity;
@@ -259,12 +262,17 @@ static __noinline int F(to_pod_ip)(struct __sk_buff *skb)
 	code = F(parse)(skb, &j.k);
 	if (!code)
 		code = cfg ? F(judge_to_pod)(skb, &j, cfg, &r) : VERDICT_STACK;
+	if (code == VERDICT_STACK && j.k.p.len)
+		code = F(svc_arrive)(skb, &j.k);
 	return F(finish)(skb, &j.k, &r, HOOK_TO_POD, code);
 }
 
 static __always_inline int F(from_pod_any)(struct __sk_buff *skb)
 {
+	const struct weft_config *cfg = config();
 	int action = F(express_from_pod)(skb);
 
+	if (action == LANE_NO && cfg && (cfg->nat & NAT_SERVICES) && !F(for_pod)(skb))
+		action = F(service_from_pod)(skb);
 	return action == LANE_NO ? F(from_pod_ip)(skb) : action;
 }

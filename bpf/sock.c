@@ -46,23 +46,15 @@ static __always_inline bool is_node(const struct weft_ipcache *c)
 static __always_inline const struct weft_svc *sock_row4(__u32 addr, __u16 port, __u8 proto)
 {
 	struct weft_svc4_key key = {.addr = addr, .port = port, .proto = proto, .scope = SVC_EXTERNAL};
-	const struct weft_svc *s = bpf_map_lookup_elem(&weft_svc4, &key);
 
-	if (!s || (s->flags & SVC_BOTH))
-		return s;
-	key.scope = SVC_INTERNAL;
-	return bpf_map_lookup_elem(&weft_svc4, &key);
+	return svc_at4(&key, true);
 }
 
 static __always_inline const struct weft_svc *sock_row6(const struct v6addr *addr, __u16 port, __u8 proto)
 {
 	struct weft_svc6_key key = {.addr = *addr, .port = port, .proto = proto, .scope = SVC_EXTERNAL};
-	const struct weft_svc *s = bpf_map_lookup_elem(&weft_svc6, &key);
 
-	if (!s || (s->flags & SVC_BOTH))
-		return s;
-	key.scope = SVC_INTERNAL;
-	return bpf_map_lookup_elem(&weft_svc6, &key);
+	return svc_at6(&key, true);
 }
 
 /*

@@ -35,9 +35,9 @@ finish() {
 trap finish EXIT
 
 if [ "$what" = full ]; then
-	export WEFT_RESTARTS=50 WEFT_KILL_ROUNDS=50 WEFT_FLOOD_SYNS=1000000 E2E_TIMEOUT=150m
+	export WEFT_ALL_STEPS=1 WEFT_RESTARTS=50 WEFT_KILL_ROUNDS=50 WEFT_FLOOD_SYNS=1000000 E2E_TIMEOUT=150m
 else
-	export WEFT_BREAKS_EVERY=6 WEFT_KILL_ROUNDS=3
+	export WEFT_BREAKS_EVERY=8 WEFT_KILL_ROUNDS=2
 fi
 test/step.sh "Debian packages" make deps
 test/step.sh "build" make build

@@ -18,6 +18,7 @@
 #undef NAT_SERVICES
 #undef OWNER
 #undef LBCT_ADDR
+#undef SELF_ADDR
 
 #if FAMILY == 4
 #define F(name) name##4
@@ -57,6 +58,7 @@
 #include "jumbo.h"
 #include "nd.h"
 #endif
+#include "../service_ip.h"
 #include "../pod_ip.h"
 #include "../host_ip.h"
 #include "../overlay_ip.h"

@@ -41,6 +41,8 @@ DEFINE_MAP(weft_nat4, BPF_MAP_TYPE_LRU_HASH, 1, struct weft_nat4_key, struct wef
 DEFINE_MAP(weft_nat6, BPF_MAP_TYPE_LRU_HASH, 1, struct weft_nat6_key, struct weft_nat, 0);
 DEFINE_MAP(weft_natn4, BPF_MAP_TYPE_LRU_HASH, 1, struct weft_nat4_key, struct weft_nat, 0);
 DEFINE_MAP(weft_natn6, BPF_MAP_TYPE_LRU_HASH, 1, struct weft_nat6_key, struct weft_nat, 0);
+DEFINE_MAP(weft_natc4, BPF_MAP_TYPE_LRU_HASH, 1, struct weft_nat4_key, struct weft_nat, 0);
+DEFINE_MAP(weft_natc6, BPF_MAP_TYPE_LRU_HASH, 1, struct weft_nat6_key, struct weft_nat, 0);
 DEFINE_MAP(weft_natip, BPF_MAP_TYPE_ARRAY, NAT_SLOTS, __u32, struct weft_nat_address, 0);
 DEFINE_MAP(weft_natdev, BPF_MAP_TYPE_HASH, 256, __u32, struct weft_nat_device, BPF_F_NO_PREALLOC);
 DEFINE_MAP(weft_nomasq4, BPF_MAP_TYPE_LPM_TRIE, 1024, struct weft_net4_key, __u32, BPF_F_NO_PREALLOC);

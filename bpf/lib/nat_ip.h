@@ -53,21 +53,37 @@ static __always_inline bool F(nat_ours)(const struct weft_nat *e, const struct F
 	       F(same)(OWNER(e), &k->src);
 }
 
+/* The entry of a young flow: of a pod or the host, or of a client of a service. */
+static __always_inline struct weft_nat *F(nat_young)(const nat_key_t *key, const struct weft_config *cfg)
+{
+	struct weft_nat *e = bpf_map_lookup_elem(&F(weft_natn), key);
+
+	return e || !(cfg->nat & NAT_SERVICES) ? e : bpf_map_lookup_elem(&F(weft_natc), key);
+}
+
+static __always_inline void F(nat_forget_young)(const nat_key_t *key, const struct weft_config *cfg)
+{
+	bpf_map_delete_elem(&F(weft_natn), key);
+	if (cfg->nat & NAT_SERVICES)
+		bpf_map_delete_elem(&F(weft_natc), key);
+}
+
 /* Moves an entry to the main table. */
 __noinline int F(nat_promote)(const nat_key_t *key)
 {
+	const struct weft_config *cfg = config();
 	struct weft_nat *e, v;
 	nat_key_t own;
 
-	if (!key)
+	if (!key || !cfg)
 		return 0;
 	own = *key; /* as who_exactly */
-	e = bpf_map_lookup_elem(&F(weft_natn), &own);
+	e = F(nat_young)(&own, cfg);
 	if (!e)
 		return 0;
 	v = *e;
 	if (!bpf_map_update_elem(&F(weft_nat), &own, &v, BPF_ANY))
-		bpf_map_delete_elem(&F(weft_natn), &own);
+		F(nat_forget_young)(&own, cfg);
 	return 0;
 }
 
@@ -89,7 +105,7 @@ __noinline int F(nat_try)(const nat_key_t *key, const struct F(pkt) *k, const st
 	e = bpf_map_lookup_elem(&F(weft_nat), &own);
 	if (!e) {
 		main = false;
-		e = bpf_map_lookup_elem(&F(weft_natn), &own);
+		e = F(nat_young)(&own, cfg);
 	}
 	if (e) {
 		if (F(nat_ours)(e, k, to)) {
@@ -108,7 +124,7 @@ __noinline int F(nat_try)(const nat_key_t *key, const struct F(pkt) *k, const st
 		if (how & HOW_SEEK)
 			return TRY_FREE;
 		bpf_map_delete_elem(&F(weft_nat), &own);
-		bpf_map_delete_elem(&F(weft_natn), &own);
+		F(nat_forget_young)(&own, cfg);
 	} else if (how & HOW_SEEK) {
 		return TRY_FREE;
 	}
@@ -119,7 +135,12 @@ __noinline int F(nat_try)(const nat_key_t *key, const struct F(pkt) *k, const st
 	v.port = k->p.sport;
 	*OWNER(&v) = k->src;
 	v.expires = now + nat_ttl(cfg, v.flags, key->proto);
-	/* Two CPUs may want one port: the kernel lets one of them. */
+	/*
+	 * Two CPUs may want one port: the kernel lets one of them. Clients, whom anybody can
+	 * forge, have a table of their own: nearly always other peers are theirs.
+	 */
+	if (!to->endpoint && !F(same)(&k->src, &to->addr))
+		return bpf_map_update_elem(&F(weft_natc), &own, &v, BPF_NOEXIST) ? TRY_TAKEN : TRY_OURS;
 	return bpf_map_update_elem(&F(weft_natn), &own, &v, BPF_NOEXIST) ? TRY_TAKEN : TRY_OURS;
 }
 
@@ -333,7 +354,7 @@ __noinline int F(nat_enter)(struct __sk_buff *skb, struct F(pkt) *k, __u32 *nat)
 	key.proto = k->p.ct_proto;
 	e = bpf_map_lookup_elem(&F(weft_nat), &key);
 	if (!e)
-		e = bpf_map_lookup_elem(&F(weft_natn), &key);
+		e = F(nat_young)(&key, cfg);
 	if (!e || expired(e->expires, now) || endpoint_gone(e->endpoint, e->generation))
 		return 0;
 	to.addr = *OWNER(e);
@@ -347,6 +368,8 @@ __noinline int F(nat_enter)(struct __sk_buff *skb, struct F(pkt) *k, __u32 *nat)
 		F(frag_remember)(k, HOOK_FROM_NET);
 	if (k->p.error ? F(nat_rewrite_error)(skb, k, &to, NAT_SRC) : F(nat_rewrite)(skb, k, &to, NAT_DST))
 		return DROP_REDIRECT_FAILED;
+	if (!to.endpoint)
+		skb->mark = MARK_SERVICE; /* for a client outside */
 	*nat = slot << 16 | key.port;
 	k->p.dport = to.port;
 	k->dst = k->daddr = to.addr;

@@ -69,11 +69,41 @@ static __always_inline void F(nat_places)(struct F(places) *at, __u8 proto, __u3
 		at->port = l4 + 2 * dir;
 		at->flags = BPF_F_MARK_MANGLED_0; /* 0 stays 0: there is none */
 		break;
+	case IPPROTO_SCTP: /* its checksum is of another kind */
+		at->port = l4 + 2 * dir;
+		break;
 	case NAT_ICMP:
 		at->check = l4 + 2;
 		at->port = l4 + 4; /* the id */
 		break;
 	}
+}
+
+/*
+ * Another port for SCTP. A checksum that a device is yet to compute is not there, and
+ * what is written in its place does no harm; 0 says that there is none (RFC 9653).
+ */
+__noinline int F(nat_sctp_port)(struct __sk_buff *skb, const struct F(pkt) *k, __u32 next, __u32 dir)
+{
+	__u32 l4, follow, sum;
+	__u16 port = next, diff;
+
+	if (!k)
+		return -1;
+	diff = (dir == NAT_SRC ? k->p.sport : k->p.dport) ^ port;
+	if (!diff)
+		return 0;
+	if (k->p.frag != FRAG_NONE)
+		return -1; /* nobody knows how many bytes follow */
+	l4 = k->p.l4;
+	follow = ETH_LEN + k->p.total - l4 - 2 * dir - sizeof(port);
+	if (bpf_skb_store_bytes(skb, l4 + 2 * dir, &port, sizeof(port), 0) ||
+	    bpf_skb_load_bytes(skb, l4 + 8, &sum, sizeof(sum)))
+		return -1;
+	if (!sum)
+		return 0;
+	sum ^= crc_change(diff, follow);
+	return bpf_skb_store_bytes(skb, l4 + 8, &sum, sizeof(sum), 0);
 }
 
 /*
@@ -99,6 +129,8 @@ __noinline int F(nat_rewrite)(struct __sk_buff *skb, const struct F(pkt) *k, con
 		if (old != port && (bpf_l4_csum_replace(skb, at.check, old, port, at.flags | sizeof(port)) ||
 				    bpf_skb_store_bytes(skb, at.port, &port, sizeof(port), 0)))
 			return -1;
+	} else if (at.port && F(nat_sctp_port)(skb, k, port, dir)) {
+		return -1;
 	}
 	return F(nat_address)(skb, was, &to->addr, dir);
 }

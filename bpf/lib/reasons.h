@@ -44,6 +44,7 @@ enum weft_code {
 	NOTE_NAT_NEW = 72,	    /* a flow was given an address and port of the node */
 	NOTE_SVC_NEW = 73,	    /* a connection from outside to a service was given a backend */
 	NOTE_SVC_FULL = 74,	    /* the table of such connections took no entry */
+	NOTE_SVC_REFUSED = 75,	    /* nobody answers: the stack is to say so */
 
 	/* drops */
 	DROP_MALFORMED = 128,	       /* lengths or versions contradict each other */

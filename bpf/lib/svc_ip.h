@@ -9,7 +9,7 @@
 #ifndef SVC_TO
 /* Beside codes; -1 and -2 are MASQUERADE and HOLD_PORT. */
 #define SVC_TO (-3)     /* there is a backend */
-#define SVC_ANSWER (-4) /* it answers for a service */
+#define SVC_REFUSE (-4) /* nobody answers, and the stack is to say so */
 
 #define SVC_ATTEMPTS 4  /* backends that are tried for one connection */
 
@@ -21,8 +21,22 @@
 #define PUT_REMOTE 2 /* the backend is not of this node */
 #endif
 
-/* The row of the service that a packet from outside is for; 0: it is for none. Static: see who_exactly. */
-static __noinline const struct weft_svc *F(svc_row)(const struct F(pkt) *k)
+/* The row of a key whose scope is SVC_EXTERNAL, for who is inside or not. */
+static __always_inline const struct weft_svc *F(svc_at)(svc_key_t *key, bool inside)
+{
+	const struct weft_svc *s = bpf_map_lookup_elem(&F(weft_svc), key);
+
+	if (!s || !inside || (s->flags & SVC_BOTH))
+		return s;
+	key->scope = SVC_INTERNAL;
+	return bpf_map_lookup_elem(&F(weft_svc), key);
+}
+
+/*
+ * The row of the service that a packet is for; 0: it is for none. From outside
+ * ClusterIPs are none, and NodePorts are this node's alone. Static: see who_exactly.
+ */
+static __noinline const struct weft_svc *F(svc_row)(const struct F(pkt) *k, bool inside)
 {
 	const struct weft_ipcache *who;
 	const struct weft_svc *s;
@@ -33,17 +47,18 @@ static __noinline const struct weft_svc *F(svc_row)(const struct F(pkt) *k)
 	key.port = k->p.dport;
 	key.proto = k->p.ct_proto;
 	key.scope = SVC_EXTERNAL;
-	s = bpf_map_lookup_elem(&F(weft_svc), &key);
+	s = F(svc_at)(&key, inside);
 	if (s)
-		return s->type == SVC_CLUSTER_IP ? 0 : s;
+		return !inside && s->type == SVC_CLUSTER_IP ? 0 : s;
 	who = F(who_exactly)(&key.addr);
-	if (!who || who->kind != KIND_HOST)
+	if (!who || (who->kind != KIND_HOST && (!inside || who->kind != KIND_NODE)))
 		return 0;
 	__builtin_memset(&key.addr, 0, sizeof(key.addr)); /* NodePort */
-	return bpf_map_lookup_elem(&F(weft_svc), &key);
+	key.scope = SVC_EXTERNAL;
+	return F(svc_at)(&key, inside);
 }
 
-/* Who answers a client from outside; 0: ask for the row anew. Static: see who_exactly. */
+/* Who answers a client; 0: ask for the row anew. Static: see who_exactly. */
 static __noinline const struct weft_backend *F(svc_choose)(const struct weft_svc *s, const struct F(pkt) *k,
 							    __u32 attempt, __u32 *id)
 {
@@ -140,14 +155,12 @@ static __noinline int F(svc_put)(const struct F(pkt) *k, const struct weft_backe
 
 /*
  * Nobody answers. At an address of this node the stack refuses, as it does for a port
- * that nobody listens at; what it would send on is dropped, and so is what another
- * node may answer (externalTrafficPolicy Local). Static: see who_exactly.
+ * that nobody listens at; elsewhere netfilter does. What another node may answer
+ * (externalTrafficPolicy Local) is dropped, so that who sends it tries there.
  */
-static __noinline int F(svc_refuse)(const struct F(pkt) *k, const struct weft_svc *s)
+static __always_inline int F(svc_refuse)(const struct weft_svc *s, bool inside)
 {
-	addr_t dst = k->dst;
-
-	return !(s->flags & SVC_LOCAL) && F(ours_alone)(&dst) ? 0 : DROP_NO_BACKEND;
+	return !inside && (s->flags & SVC_LOCAL) ? DROP_NO_BACKEND : SVC_REFUSE;
 }
 
 /* Is a service that is not for everybody for this client? Static: see who_exactly. */
@@ -162,7 +175,7 @@ static __noinline bool F(svc_admits)(const struct weft_svc *s, const struct F(pk
 }
 
 /* A packet for an address that it has no row for. */
-static __always_inline int F(svc_new)(const struct F(pkt) *k, struct F(nat_to) *to)
+static __always_inline int F(svc_new)(const struct F(pkt) *k, struct F(nat_to) *to, bool inside)
 {
 	const struct weft_backend *b;
 	const struct weft_svc *s;
@@ -170,18 +183,18 @@ static __always_inline int F(svc_new)(const struct F(pkt) *k, struct F(nat_to) *
 	int had;
 
 	to->addr = k->saddr;
-	if (F(ours_alone)(&to->addr))
+	if (!inside && F(ours_alone)(&to->addr))
 		return 0; /* forged: it is dropped for that */
 	if (k->p.tcp_flags & TCP_RST)
 		return 0; /* it ends what is not there */
 	for (__u32 i = 0; i < SVC_ATTEMPTS; i++) {
-		s = F(svc_row)(k);
+		s = F(svc_row)(k, inside);
 		if (!s)
 			return 0;
 		if ((s->flags & SVC_SOURCES) && !F(svc_admits)(s, k))
 			return DROP_SOURCE_RANGES;
 		if (!s->count)
-			return F(svc_refuse)(k, s);
+			return F(svc_refuse)(s, inside);
 		b = F(svc_choose)(s, k, i, &id);
 		if (!b)
 			continue;
@@ -190,32 +203,35 @@ static __always_inline int F(svc_new)(const struct F(pkt) *k, struct F(nat_to) *
 		if (had == BACK_TAKEN || (had == BACK_NONE && F(svc_direct)(k, b)))
 			continue;
 		how = had == BACK_OURS ? 0 : PUT_BACK;
-		if (!F(svc_local)(b))
+		if (!inside && !F(svc_local)(b))
 			how |= PUT_REMOTE;
 		F(svc_put)(k, b, id, how);
 		F(svc_addr)(&to->addr, b);
 		to->port = b->port;
-		count(HOOK_FROM_NET, NOTE_SVC_NEW, 0);
+		count(inside ? HOOK_FROM_POD : HOOK_FROM_NET, NOTE_SVC_NEW, 0);
 		return SVC_TO;
 	}
 	return DROP_PORTS_IN_USE;
 }
 
-/* May the client go on with the service? Of TCP each new connection is asked about, of datagrams each tick. */
-static __always_inline bool F(svc_still)(const struct F(pkt) *k, __u32 id)
+/*
+ * May the client go on with the service? Of TCP each new connection is asked about, of all
+ * else each tick; what is no datagram keeps a backend that the service has no more.
+ */
+static __always_inline bool F(svc_still)(const struct F(pkt) *k, __u32 id, bool inside)
 {
 	const struct weft_svc *s;
 
 	if (k->p.ct_proto == IPPROTO_TCP && !opens_tcp(&k->p))
 		return true;
-	s = F(svc_row)(k);
+	s = F(svc_row)(k, inside);
 	if (!s || ((s->flags & SVC_SOURCES) && !F(svc_admits)(s, k)))
 		return false;
-	return k->p.ct_proto == IPPROTO_TCP || svc_has(s, id);
+	return k->p.ct_proto != IPPROTO_UDP || svc_has(s, id);
 }
 
 /* What a packet of a known connection is to become. 0: it is of none. */
-static __always_inline int F(svc_known)(const struct F(pkt) *k, struct F(nat_to) *to)
+static __always_inline int F(svc_known)(const struct F(pkt) *k, struct F(nat_to) *to, bool inside)
 {
 	struct weft_lbct *c = F(lbct_there)(k), *back;
 	const struct weft_backend *b;
@@ -228,7 +244,7 @@ static __always_inline int F(svc_known)(const struct F(pkt) *k, struct F(nat_to)
 	if (!b || b->generation != c->generation)
 		return 0; /* it is gone: whoever goes on is told so by another one */
 	if (!k->p.error && F(lbct_due)(k, c)) {
-		if (!F(svc_still)(k, id))
+		if (!F(svc_still)(k, id, inside))
 			return 0;
 		back = F(lbct_back)(k, c);
 		if (back && lbct_over(back, &k->p))
@@ -245,72 +261,91 @@ static __always_inline int F(svc_known)(const struct F(pkt) *k, struct F(nat_to)
 	return SVC_TO;
 }
 
-/*
- * A packet from outside: if it is for a service, it becomes one for the backend, and
- * k with it. Returns 0, SVC_TO or why it must be dropped.
- */
-__noinline int F(svc_enter)(struct __sk_buff *skb, struct F(pkt) *k)
+/* If a packet is for a service, it becomes one for the backend, and k with it. Returns 0, SVC_TO or why it must be dropped. */
+static __always_inline int F(svc_translate)(struct __sk_buff *skb, struct F(pkt) *k, bool inside)
 {
-	const struct weft_config *cfg = config();
-	const struct weft_ipcache *who;
 	struct F(nat_to) to = {};
 	int code;
 
-	if (!k || !cfg || !(cfg->nat & NAT_SERVICES) || !k->p.ports || !nat_can(&k->p))
+	if (!k->p.ports || !nat_can(&k->p))
 		return 0;
-	if (nat_keeps_port(k->p.ct_proto)) /* a service may have another one than its backends */
-		return 0;
-	to.addr = k->dst;
-	who = F(who_exactly)(&to.addr);
-	if (who && who->kind == KIND_LOCAL_POD)
-		return 0;
-	code = F(svc_known)(k, &to);
+	code = F(svc_known)(k, &to, inside);
 	if (!code && !k->p.error)
-		code = F(svc_new)(k, &to);
+		code = F(svc_new)(k, &to, inside);
+	if (code == SVC_REFUSE) {
+		count(inside ? HOOK_FROM_POD : HOOK_FROM_NET, NOTE_SVC_REFUSED, 0);
+		skb->mark = MARK_REFUSE;
+		return 0;
+	}
 	if (code != SVC_TO)
 		return code;
 	if (k->p.frag == FRAG_FIRST)
-		F(frag_remember)(k, HOOK_FROM_NET);
+		F(frag_remember)(k, inside ? HOOK_FROM_POD : HOOK_FROM_NET);
 	if (k->p.error ? F(nat_rewrite_error)(skb, k, &to, NAT_SRC) : F(nat_rewrite)(skb, k, &to, NAT_DST))
 		return DROP_REDIRECT_FAILED;
+	skb->mark = MARK_SERVICE;
 	k->p.dport = to.port;
 	k->dst = k->daddr = to.addr;
 	return SVC_TO;
 }
 
-/*
- * What becomes of a packet that leaves: SVC_ANSWER, to holds the service's address;
- * MASQUERADE, a client's for a backend on another node, ask says what it is there.
- * Else a code. Static: see who_exactly.
- */
-static __noinline int F(svc_judge)(const struct F(pkt) *k, struct F(nat_to) *to, struct nat_ask *ask)
+/* A packet from outside. */
+__noinline int F(svc_enter)(struct __sk_buff *skb, struct F(pkt) *k)
+{
+	const struct weft_config *cfg = config();
+	const struct weft_ipcache *who;
+	addr_t dst;
+
+	if (!k || !cfg || !(cfg->nat & NAT_SERVICES))
+		return 0;
+	dst = k->dst;
+	who = F(who_exactly)(&dst);
+	if (who && who->kind == KIND_LOCAL_POD)
+		return 0;
+	return F(svc_translate)(skb, k, false);
+}
+
+/* A pod's packet, past its socket. */
+__noinline int F(svc_inside)(struct __sk_buff *skb, struct F(pkt) *k)
+{
+	return k ? F(svc_translate)(skb, k, true) : 0;
+}
+
+/* Does a packet answer for a service, or tell of what was sent to it? Then to holds its address. Static: see who_exactly. */
+static __noinline bool F(svc_answer)(const struct F(pkt) *k, struct F(nat_to) *to)
 {
 	const struct weft_config *cfg = config();
 	__u32 now = now_tick(), set = NATF_ANSWERED;
 	struct weft_lbct *c;
 	lbct_key_t key;
 
-	if (!cfg)
-		return VERDICT_STACK;
 	F(lbct_key)(&key, &k->dst, &k->src, k->p.dport, k->p.sport, k->p.ct_proto, LBCT_BACK);
 	c = F(lbct_at)(&key);
-	if (c && !expired(c->expires, now)) {
-		to->addr = *LBCT_ADDR(c);
-		to->port = c->port;
-		if (k->p.error)
-			return SVC_ANSWER;
-		if (k->p.tcp_flags & TCP_FIN)
-			set |= NATF_FIN_PEER;
-		if (k->p.tcp_flags & TCP_RST)
-			set |= NATF_RST;
-		lbct_set(c, cfg, k->p.ct_proto, now, set);
-		if ((c->flags & (NATF_WENT_ON | NATF_RST | LBCTF_MAIN)) == NATF_WENT_ON)
-			F(lbct_grow)(k, c);
-		return SVC_ANSWER;
-	}
+	if (!cfg || !c || expired(c->expires, now))
+		return false;
+	to->addr = *LBCT_ADDR(c);
+	to->port = c->port;
+	if (k->p.error)
+		return true;
+	if (k->p.tcp_flags & TCP_FIN)
+		set |= NATF_FIN_PEER;
+	if (k->p.tcp_flags & TCP_RST)
+		set |= NATF_RST;
+	lbct_set(c, cfg, k->p.ct_proto, now, set);
+	if ((c->flags & (NATF_WENT_ON | NATF_RST | LBCTF_MAIN)) == NATF_WENT_ON)
+		F(lbct_grow)(k, c);
+	return true;
+}
+
+/* Is a packet a client's from outside for a backend on another node? ask says what it is there. Static: see who_exactly. */
+static __noinline int F(svc_judge)(const struct F(pkt) *k, struct nat_ask *ask)
+{
+	struct weft_lbct *c;
+	lbct_key_t key;
+
 	F(lbct_key)(&key, &k->src, &k->dst, k->p.sport, k->p.dport, k->p.ct_proto, LBCT_BACK);
 	c = F(lbct_at)(&key);
-	if (!c || !(c->flags & LBCTF_REMOTE) || expired(c->expires, now))
+	if (!c || !(c->flags & LBCTF_REMOTE) || expired(c->expires, now_tick()))
 		return VERDICT_STACK;
 	ask->known = c->nat;
 	ask->endpoint = ask->generation = 0;
@@ -332,6 +367,21 @@ static __noinline bool F(svc_answers)(const struct F(pkt) *k)
 	return c && !expired(c->expires, now_tick());
 }
 
+/* Gives an answer, or what is told of what was sent, the service's address. */
+static __always_inline int F(svc_give_back)(struct __sk_buff *skb, const struct F(pkt) *k, const struct F(nat_to) *to,
+					    __u32 hook)
+{
+	if (k->p.frag == FRAG_FIRST)
+		F(frag_remember)(k, hook);
+	if (!k->p.error)
+		return F(nat_rewrite)(skb, k, to, NAT_SRC) ? DROP_REDIRECT_FAILED : VERDICT_STACK;
+#if FAMILY == 4
+	if (k->p.icmp_type == 5) /* it tells a client the way to a backend that the client does not know */
+		return DROP_ICMP_REDIRECT;
+#endif
+	return F(nat_rewrite_error)(skb, k, to, NAT_DST) ? DROP_REDIRECT_FAILED : VERDICT_STACK;
+}
+
 /*
  * What leaves the node, as far as services have to do with it: what a backend
  * answers, or somebody says about what the client sent, becomes the service's.
@@ -345,23 +395,24 @@ __noinline int F(svc_leave)(struct __sk_buff *skb, const struct F(pkt) *k, struc
 
 	if (!k || !ask || !cfg || !(cfg->nat & NAT_SERVICES) || !k->p.ports)
 		return VERDICT_STACK;
-	code = F(svc_judge)(k, &to, ask);
-	if (code == MASQUERADE && k->p.error) { /* of a client, about what came from the backend */
-		if (!F(nat_slot)(&to, ask->known >> 16))
-			return VERDICT_STACK;
-		to.port = ask->known;
-		code = SVC_ANSWER;
-	}
-	if (code != SVC_ANSWER)
+	if (F(svc_answer)(k, &to))
+		return F(svc_give_back)(skb, k, &to, HOOK_TO_NET);
+	code = F(svc_judge)(k, ask);
+	if (code != MASQUERADE || !k->p.error)
 		return code;
-	if (k->p.frag == FRAG_FIRST)
-		F(frag_remember)(k, HOOK_TO_NET);
-	if (!k->p.error)
-		return F(nat_rewrite)(skb, k, &to, NAT_SRC) ? DROP_REDIRECT_FAILED : VERDICT_STACK;
-#if FAMILY == 4
-	if (k->p.icmp_type == 5) /* it tells a client the way to a backend that the client does not know */
-		return DROP_ICMP_REDIRECT;
-#endif
-	return F(nat_rewrite_error)(skb, k, &to, NAT_DST) ? DROP_REDIRECT_FAILED : VERDICT_STACK;
+	if (!F(nat_slot)(&to, ask->known >> 16)) /* of a client, about what came from the backend */
+		return VERDICT_STACK;
+	to.port = ask->known;
+	return F(svc_give_back)(skb, k, &to, HOOK_TO_NET);
 }
 
+/* What comes to a pod that asked a service past its socket. */
+__noinline int F(svc_arrive)(struct __sk_buff *skb, const struct F(pkt) *k)
+{
+	const struct weft_config *cfg = config();
+	struct F(nat_to) to = {};
+
+	if (!k || !cfg || !(cfg->nat & NAT_SERVICES) || !k->p.ports || !F(svc_answer)(k, &to))
+		return VERDICT_STACK;
+	return F(svc_give_back)(skb, k, &to, HOOK_TO_POD);
+}

@@ -42,6 +42,8 @@ enum weft_kind {
 #define MARK_OURS 0x5EF70000U
 #define MARK_MASK 0xFFFF0000U
 #define MARK_FAST 0x5EF70001U /* sent by the fast path: to_pod and to_net let it pass */
+#define MARK_SERVICE 0x5EF70002U /* translated for a service: the stack's, and accepted in FORWARD */
+#define MARK_REFUSE 0x5EF70003U /* for a service that nobody answers: the stack's, and refused in FORWARD */
 
 #ifndef TCX_NEXT
 #define TCX_NEXT -1 /* linux 6.6; the headers may be older */
@@ -214,7 +216,7 @@ struct weft_ct {
 /*
  * Masquerade. weft_ct*.nat says what a flow's opener looks like from outside;
  * weft_nat* leads back. weft_natn* holds the flows that did not go on after an
- * answer, as weft_ctn* does.
+ * answer, as weft_ctn* does; weft_natc* those of services' clients outside.
  */
 struct weft_nat4_key {
 	__u32 peer;

@@ -267,7 +267,7 @@ func (a *Agent) followForward(ctx context.Context) error {
 // ensureForward tells whether pods' packets are accepted, or nothing is there to
 // accept them with, and when to look again.
 func (a *Agent) ensureForward(ctx context.Context) (good bool, again time.Duration) {
-	err := a.links.EnsureForward(ctx, a.fam.v4, a.fam.v6)
+	err := a.links.EnsureForward(ctx, link.Forwarded{IPv4: a.fam.v4, IPv6: a.fam.v6, Services: a.cfg.SocketLB.NodePort})
 	missing := new(link.MissingError)
 	good = err == nil || errors.As(err, &missing)
 	if ctx.Err() != nil {

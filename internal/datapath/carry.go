@@ -134,7 +134,7 @@ func (f *mapFiles) giveBack() error {
 
 // young says whether flows begin in this table (decision 0005).
 func (c *carry) young() bool {
-	return strings.HasPrefix(c.name, "weft_ctn") || strings.HasPrefix(c.name, "weft_natn") || strings.HasPrefix(c.name, "weft_lbctn")
+	return strings.HasPrefix(c.name, "weft_ctn") || strings.HasPrefix(c.name, "weft_natn") || strings.HasPrefix(c.name, "weft_natc") || strings.HasPrefix(c.name, "weft_lbctn")
 }
 
 // written returns what concerns maps that programs write: all LRU maps, and no

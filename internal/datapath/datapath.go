@@ -333,7 +333,7 @@ func shrinkUnused(o Options, spec *ebpf.CollectionSpec) {
 	for name, m := range spec.Maps {
 		off := (strings.HasSuffix(name, "4") && !o.IPv4) || (strings.HasSuffix(name, "6") && !o.IPv6)
 		off = off || (strings.HasPrefix(name, "weft_nat") && !o.Masquerade && !o.Outside)
-		off = off || (strings.HasPrefix(name, "weft_lbct") && !o.Outside)
+		off = off || (!o.Outside && (strings.HasPrefix(name, "weft_lbct") || strings.HasPrefix(name, "weft_natc")))
 		if off && m.Type == ebpf.LRUHash {
 			m.MaxEntries = 1
 		}

@@ -91,7 +91,7 @@ func needRoot(t testing.TB) {
 	}
 }
 
-var testSizes = maps.Sizes{CT: 4096, CTNew: 1024, Fragments: 1024, NAT: 4096, NATNew: 1024, IPCache: 1024, Networks: 1024, Events: 1 << 16}
+var testSizes = maps.Sizes{CT: 4096, CTNew: 1024, Fragments: 1024, NAT: 4096, NATNew: 1024, NATClient: 1024, LBConnNew: 1024, IPCache: 1024, Networks: 1024, Events: 1 << 16}
 
 // open opens a datapath on a root of its own.
 func open(t testing.TB, o datapath.Options) *datapath.Datapath {

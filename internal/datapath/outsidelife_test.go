@@ -213,7 +213,7 @@ func TestServiceFromOutsidePolicies(t *testing.T) {
 		none.Flags |= table.FrontendLocal
 		refuse("a NodePort without backends of this node", "no-backend", none, ap(a.addr.of(fam), port))
 		nobody := e.frontend(ap(e.vip.of(fam), port+5), table.ProtoTCP)
-		refuse("a load balancer's address without backends", "no-backend", nobody, ap(e.vip.of(fam), port+5))
+		refuse("a load balancer's address without backends", "svc-refused", nobody, ap(e.vip.of(fam), port+5))
 		some := e.frontend(ap(e.vip.of(fam), port), table.ProtoTCP, one)
 		some.Flags |= table.FrontendSources
 		refuse("a service with source ranges", "source-ranges", some, ap(e.vip.of(fam), port))

@@ -254,12 +254,14 @@ func TestUpgradeOfMasquerade(t *testing.T) {
 // TestHalfSwapped guards against releases that do not understand each other while
 // some hooks run one and some the other (DATAPATH rule 13): here an agent is
 // killed before each step of its swap, in both directions, and everything has to
-// go on and come about in that state.
+// go on and come about in that state. Every second step is tried in one direction, the
+// others in the other; all of them in both with WEFT_ALL_STEPS.
 func TestHalfSwapped(t *testing.T) {
 	ways := []bool{false, true}
 	if testing.Short() { // each way goes back and forth
 		ways = ways[:1]
 	}
+	all := os.Getenv("WEFT_ALL_STEPS") != ""
 	for _, r := range otherReleases(t) {
 		for _, back := range ways {
 			t.Run(fmt.Sprintf("%s/back=%t", r.name, back), func(t *testing.T) {
@@ -275,6 +277,9 @@ func TestHalfSwapped(t *testing.T) {
 				f.start(n1.pods[0].space, n1.pods[1].space, n1.pods[1].addr, 8082)
 				f.start(n1.space, n1.pods[0].space, n1.pods[0].addr, 8083)
 				for done := 2; done <= len(steps()); done++ { // the last time before the new maps are pinned
+					if !all && (done%2 == 0) == back {
+						continue
+					}
 					openWith(t, n1, first, -1)
 					between()
 					openWith(t, n1, second, done)

@@ -111,12 +111,17 @@ func TestCorruptedStateFile(t *testing.T) {
 		return []podSpec{{Name: name, Namespace: ns, Label: "corrupt", Node: node, Command: []string{"sleep", "3600"}}}
 	}
 	apply(t, l, sleeper("old"))
-	for name, content := range map[string]string{
+	contents := map[string]string{
 		"garbage":   `\000\001\002 not a state`,
 		"half":      `{"version":1,"endpoints":[{"id":1,"gen`,
 		"empty":     ``,
 		"no-object": `42`,
-	} {
+	}
+	if envInt(t, "WEFT_BREAKS_EVERY", 1) > 1 { // all are read by TestCorruptState, too
+		delete(contents, "garbage")
+		delete(contents, "no-object")
+	}
+	for name, content := range contents {
 		t.Run(name, func(t *testing.T) {
 			before := addresses(endpoints(t, l, node))
 			pid := agentPID(t, l, node)

@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// ForwardChain is the iptables chain that accepts what pods send and receive.
-// Docker and firewalld drop in FORWARD what nobody accepts.
+// ForwardChain is the iptables chain that accepts what pods send and receive,
+// and what is sent on for services. Docker and firewalld drop in FORWARD what nobody accepts.
 const ForwardChain = "WEFT-FORWARD"
 
 const (
@@ -24,14 +24,38 @@ const (
 	lockWait = "10"
 )
 
-var forwardRules = []string{
-	"-i " + HostPrefix + "+ -j ACCEPT",
-	"-o " + HostPrefix + "+ -j ACCEPT",
+// Forwarded says what FORWARD is to accept.
+type Forwarded struct {
+	IPv4, IPv6 bool // of which families: what pods send and receive
+	Services   bool // what clients outside and backends on other nodes send each other through this node
+}
+
+// Marks of packets for services: MARK_SERVICE and MARK_REFUSE in bpf/lib/types.h.
+const (
+	serviceMark = 0x5EF70002
+	refuseMark  = 0x5EF70003
+)
+
+// rules are written as iptables lists them.
+func (f Forwarded) rules(icmp string) []string {
+	pods := []string{
+		"-i " + HostPrefix + "+ -j ACCEPT",
+		"-o " + HostPrefix + "+ -j ACCEPT",
+	}
+	if !f.Services {
+		return pods
+	}
+	return append([]string{
+		fmt.Sprintf("-p tcp -m mark --mark %#x -j REJECT --reject-with tcp-reset", uint32(refuseMark)),
+		fmt.Sprintf("-m mark --mark %#x -j REJECT --reject-with %s-port-unreachable", uint32(refuseMark), icmp),
+		fmt.Sprintf("-m mark --mark %#x -j ACCEPT", uint32(serviceMark)),
+	}, pods...)
 }
 
 // backend is one implementation of iptables for one family.
 type backend struct {
 	bin    string // iptables-nft
+	icmp   string // what its rules call ICMP
 	legacy bool
 }
 
@@ -41,29 +65,28 @@ type backend struct {
 func (l *Links) backends(v4, v6 bool) []backend {
 	var out []backend
 	for _, f := range []struct {
-		on         bool
-		bin, names string
-	}{{v4, "iptables", "ip_tables_names"}, {v6, "ip6tables", "ip6_tables_names"}} {
+		on               bool
+		bin, icmp, names string
+	}{{v4, "iptables", "icmp", "ip_tables_names"}, {v6, "ip6tables", "icmp6", "ip6_tables_names"}} {
 		if !f.on {
 			continue
 		}
-		out = append(out, backend{bin: f.bin + "-nft"})
+		out = append(out, backend{bin: f.bin + "-nft", icmp: f.icmp})
 		if b, err := os.ReadFile("/proc/thread-self/net/" + f.names); err == nil && slices.Contains(strings.Fields(string(b)), "filter") {
-			out = append(out, backend{bin: f.bin + "-legacy", legacy: true})
+			out = append(out, backend{bin: f.bin + "-legacy", icmp: f.icmp, legacy: true})
 		}
 	}
 	return out
 }
 
-// EnsureForward makes FORWARD accept pods' packets in every backend in use, v4
-// and v6. It is idempotent. The jump stands first in FORWARD, save for
+// EnsureForward makes FORWARD accept packets in every backend in use. It is idempotent. The jump stands first in FORWARD, save for
 // kube-proxy's own: those reject packets to services without endpoints, which an
 // accept before them would send into the void.
 //
 // If binaries are missing, the rest is done nevertheless and *MissingError
 // says so: where nothing drops in FORWARD, nothing is missing.
-func (l *Links) EnsureForward(ctx context.Context, v4, v6 bool) error {
-	return eachBackend(l.backends(v4, v6), func(b backend) error { return b.ensure(ctx) })
+func (l *Links) EnsureForward(ctx context.Context, f Forwarded) error {
+	return eachBackend(l.backends(f.IPv4, f.IPv6), func(b backend) error { return b.ensure(ctx, f.rules(b.icmp)) })
 }
 
 // RemoveForward takes back what EnsureForward did.
@@ -109,13 +132,12 @@ func (b backend) run(ctx context.Context, stdin, bin string, args ...string) (st
 }
 
 // forward lists the rules of FORWARD in their order, without the policy, and
-// whether our chain is as it should be.
-func (b backend) forward(ctx context.Context) (rules []string, chainOK bool, err error) {
+// those of our chain.
+func (b backend) forward(ctx context.Context) (rules, own []string, err error) {
 	out, err := b.run(ctx, "", b.bin, "-w", lockWait, "-t", "filter", "-S")
 	if err != nil {
-		return nil, false, err
+		return nil, nil, err
 	}
-	var own []string
 	for line := range strings.Lines(out) {
 		line = strings.TrimSpace(line)
 		if r, ok := strings.CutPrefix(line, "-A FORWARD "); ok {
@@ -125,13 +147,13 @@ func (b backend) forward(ctx context.Context) (rules []string, chainOK bool, err
 			own = append(own, r)
 		}
 	}
-	return rules, slices.Equal(own, forwardRules), nil
+	return rules, own, nil
 }
 
 const jump = "-j " + ForwardChain
 
-func (b backend) ensure(ctx context.Context) error {
-	rules, chainOK, err := b.forward(ctx)
+func (b backend) ensure(ctx context.Context, accepted []string) error {
+	rules, own, err := b.forward(ctx)
 	if err != nil {
 		return err
 	}
@@ -140,12 +162,12 @@ func (b backend) ensure(ctx context.Context) error {
 		want = len(rules)
 	}
 	at := slices.Index(rules, jump)
-	if chainOK && at >= 0 && at < want && slices.Index(rules[at+1:], jump) < 0 {
+	if slices.Equal(own, accepted) && at >= 0 && at < want && slices.Index(rules[at+1:], jump) < 0 {
 		return nil
 	}
 	var in strings.Builder
 	fmt.Fprintf(&in, "*filter\n:%s - [0:0]\n", ForwardChain)
-	for _, r := range forwardRules {
+	for _, r := range accepted {
 		fmt.Fprintf(&in, "-A %s %s\n", ForwardChain, r)
 	}
 	// Rules are inserted before old ones go: there is no moment without one.

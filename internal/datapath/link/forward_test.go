@@ -54,9 +54,10 @@ func TestForwardRules(t *testing.T) {
 			if strings.HasSuffix(bin, "legacy") {
 				iptables(t, bin, "-S") // loads the table, as a node that uses it has done
 			}
+			accept := link.Forwarded{IPv4: true, IPv6: true}
 			ensure := func() {
 				t.Helper()
-				if err := l.EnsureForward(ctx, true, true); err != nil {
+				if err := l.EnsureForward(ctx, accept); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -96,6 +97,14 @@ func TestForwardRules(t *testing.T) {
 			if r := "-A WEFT-FORWARD -i lxc+ -j ACCEPT"; !slices.Contains(iptablesRules(t, bin), r) {
 				t.Errorf("%s was not put back", r)
 			}
+			const service = "-A WEFT-FORWARD -m mark --mark 0x5ef70002 -j ACCEPT"
+			for _, on := range []bool{true, false} {
+				accept.Services = on
+				ensure()
+				if slices.Contains(iptablesRules(t, bin), service) != on {
+					t.Errorf("services from outside are switched to %v, and FORWARD does not follow", on)
+				}
+			}
 			iptables(t, bin, "-F", "FORWARD")
 			iptables(t, bin, "-X", "KUBE-SERVICES")
 			ensure()
@@ -115,7 +124,7 @@ func TestForwardRules(t *testing.T) {
 func TestForwardWithoutIptables(t *testing.T) {
 	l := links(t)
 	t.Setenv("PATH", t.TempDir())
-	err := l.EnsureForward(context.Background(), true, true)
+	err := l.EnsureForward(context.Background(), link.Forwarded{IPv4: true, IPv6: true})
 	var missing *link.MissingError
 	if !errors.As(err, &missing) || !slices.Contains(missing.Binaries, "iptables-nft") || !slices.Contains(missing.Binaries, "ip6tables-nft") {
 		t.Errorf("got %v", err)

@@ -76,6 +76,7 @@ func natState(proto uint8, flags uint32) string {
 // is not masqueraded.
 type NATMap struct {
 	main4, main6, new4, new6 *ebpf.Map
+	client4, client6         *ebpf.Map
 	addresses, devices       *ebpf.Map
 	exclude4, exclude6       *ebpf.Map
 }
@@ -93,7 +94,7 @@ func (m *NATMap) List(limit int) ([]NATRow, error) {
 		r.State, r.Expires = natState(r.Proto, v.Flags), duration(int64(v.Expires)-int64(now))
 		rows = append(rows, r)
 	}
-	for _, mm := range []*ebpf.Map{m.main4, m.new4} {
+	for _, mm := range []*ebpf.Map{m.main4, m.new4, m.client4} {
 		err = errors.Join(err, batches(mm, func(ks []object.DatapathWeftNat4Key, vs []object.DatapathWeftNat) bool {
 			for i, k := range ks {
 				if room() {
@@ -106,7 +107,7 @@ func (m *NATMap) List(limit int) ([]NATRow, error) {
 			return room()
 		}))
 	}
-	for _, mm := range []*ebpf.Map{m.main6, m.new6} {
+	for _, mm := range []*ebpf.Map{m.main6, m.new6, m.client6} {
 		err = errors.Join(err, batches(mm, func(ks []object.DatapathWeftNat6Key, vs []object.DatapathWeftNat) bool {
 			for i, k := range ks {
 				if room() {
@@ -126,13 +127,13 @@ func (m *NATMap) List(limit int) ([]NATRow, error) {
 func (m *NATMap) drop(match func(owner, node netip.Addr, v object.DatapathWeftNat) bool, limit int, still func(object.DatapathWeftNat) bool) (int, error) {
 	n := 0
 	var errs []error
-	for _, mm := range []*ebpf.Map{m.main4, m.new4} {
+	for _, mm := range []*ebpf.Map{m.main4, m.new4, m.client4} {
 		c, err := purge(mm, func(k object.DatapathWeftNat4Key, v object.DatapathWeftNat) bool {
 			return match(addr4(v.Addr.W[0]), addr4(k.Addr), v)
 		}, left(limit, n), still)
 		n, errs = n+c, append(errs, err)
 	}
-	for _, mm := range []*ebpf.Map{m.main6, m.new6} {
+	for _, mm := range []*ebpf.Map{m.main6, m.new6, m.client6} {
 		c, err := purge(mm, func(k object.DatapathWeftNat6Key, v object.DatapathWeftNat) bool {
 			return match(addr6(v.Addr), addr6(k.Addr), v)
 		}, left(limit, n), still)

@@ -55,6 +55,7 @@ func NewSet(raw map[string]*ebpf.Map) (*Set, error) {
 		NAT: &NATMap{
 			main4: raw[object.DatapathMapWeftNat4], main6: raw[object.DatapathMapWeftNat6],
 			new4: raw[object.DatapathMapWeftNatn4], new6: raw[object.DatapathMapWeftNatn6],
+			client4: raw[object.DatapathMapWeftNatc4], client6: raw[object.DatapathMapWeftNatc6],
 			addresses: raw[object.DatapathMapWeftNatip], devices: raw[object.DatapathMapWeftNatdev],
 			exclude4: raw[object.DatapathMapWeftNomasq4], exclude6: raw[object.DatapathMapWeftNomasq6],
 		},
@@ -82,7 +83,7 @@ func Names() []string {
 		object.DatapathMapWeftFrag6, object.DatapathMapWeftIpc4, object.DatapathMapWeftIpc6,
 		object.DatapathMapWeftLbct4, object.DatapathMapWeftLbct6, object.DatapathMapWeftLbctn4, object.DatapathMapWeftLbctn6,
 		object.DatapathMapWeftMetrics, object.DatapathMapWeftNat4, object.DatapathMapWeftNat6,
-		object.DatapathMapWeftNatdev, object.DatapathMapWeftNatip, object.DatapathMapWeftNatn4,
+		object.DatapathMapWeftNatc4, object.DatapathMapWeftNatc6, object.DatapathMapWeftNatdev, object.DatapathMapWeftNatip, object.DatapathMapWeftNatn4,
 		object.DatapathMapWeftNatn6, object.DatapathMapWeftNet4, object.DatapathMapWeftNet6,
 		object.DatapathMapWeftNomasq4, object.DatapathMapWeftNomasq6,
 		object.DatapathMapWeftRate, object.DatapathMapWeftSk, object.DatapathMapWeftSrc4, object.DatapathMapWeftSrc6, object.DatapathMapWeftSvc4, object.DatapathMapWeftSvc6,

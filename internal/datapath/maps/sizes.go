@@ -15,6 +15,7 @@ type Sizes struct {
 	CTNew     int `json:"ctNew"`     // flows that nobody has answered yet
 	NAT       int `json:"nat"`       // masqueraded flows that went on after an answer
 	NATNew    int `json:"natNew"`    // all other masqueraded flows
+	NATClient int `json:"natClient"` // the same, of clients of services outside
 	Fragments int `json:"fragments"` // datagrams in flight in pieces
 	IPCache   int `json:"ipcache"`   // exact addresses: pods and nodes
 	Networks  int `json:"networks"`  // prefixes
@@ -33,7 +34,7 @@ type Sizes struct {
 // and as much again where they answer from outside.
 func DefaultSizes() Sizes {
 	return Sizes{
-		CT: 1 << 17, CTNew: 1 << 14, NAT: 1 << 16, NATNew: 1 << 14, Fragments: 1 << 12, IPCache: 1 << 17, Networks: 1 << 14, Events: 1 << 19,
+		CT: 1 << 17, CTNew: 1 << 14, NAT: 1 << 16, NATNew: 1 << 14, NATClient: 1 << 14, Fragments: 1 << 12, IPCache: 1 << 17, Networks: 1 << 14, Events: 1 << 19,
 		Services: 1 << 16, Backends: 1 << 17, Affinity: 1 << 16, Sockets: 1 << 16, LBConns: 1 << 16, LBConnNew: 1 << 14,
 	}
 }
@@ -45,6 +46,7 @@ func (s Sizes) withDefaults() Sizes {
 		{&s.CTNew, &d.CTNew},
 		{&s.NAT, &d.NAT},
 		{&s.NATNew, &d.NATNew},
+		{&s.NATClient, &d.NATClient},
 		{&s.Fragments, &d.Fragments},
 		{&s.IPCache, &d.IPCache},
 		{&s.Networks, &d.Networks},
@@ -71,6 +73,7 @@ func (s Sizes) Entries() map[string]int {
 		object.DatapathMapWeftCtn4: s.CTNew, object.DatapathMapWeftCtn6: s.CTNew,
 		object.DatapathMapWeftNat4: s.NAT, object.DatapathMapWeftNat6: s.NAT,
 		object.DatapathMapWeftNatn4: s.NATNew, object.DatapathMapWeftNatn6: s.NATNew,
+		object.DatapathMapWeftNatc4: s.NATClient, object.DatapathMapWeftNatc6: s.NATClient,
 		object.DatapathMapWeftFrag4: s.Fragments, object.DatapathMapWeftFrag6: s.Fragments,
 		object.DatapathMapWeftIpc4: s.IPCache, object.DatapathMapWeftIpc6: s.IPCache,
 		object.DatapathMapWeftNet4: s.Networks, object.DatapathMapWeftNet6: s.Networks,

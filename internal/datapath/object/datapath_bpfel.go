@@ -397,6 +397,8 @@ const (
 	DatapathMapWeftMetrics       = "weft_metrics"
 	DatapathMapWeftNat4          = "weft_nat4"
 	DatapathMapWeftNat6          = "weft_nat6"
+	DatapathMapWeftNatc4         = "weft_natc4"
+	DatapathMapWeftNatc6         = "weft_natc6"
 	DatapathMapWeftNatdev        = "weft_natdev"
 	DatapathMapWeftNatip         = "weft_natip"
 	DatapathMapWeftNatn4         = "weft_natn4"
@@ -522,6 +524,8 @@ type DatapathMapSpecs struct {
 	WeftMetrics  *ebpf.MapSpec `ebpf:"weft_metrics"`
 	WeftNat4     *ebpf.MapSpec `ebpf:"weft_nat4"`
 	WeftNat6     *ebpf.MapSpec `ebpf:"weft_nat6"`
+	WeftNatc4    *ebpf.MapSpec `ebpf:"weft_natc4"`
+	WeftNatc6    *ebpf.MapSpec `ebpf:"weft_natc6"`
 	WeftNatdev   *ebpf.MapSpec `ebpf:"weft_natdev"`
 	WeftNatip    *ebpf.MapSpec `ebpf:"weft_natip"`
 	WeftNatn4    *ebpf.MapSpec `ebpf:"weft_natn4"`
@@ -593,6 +597,8 @@ type DatapathMaps struct {
 	WeftMetrics  *ebpf.Map `ebpf:"weft_metrics"`
 	WeftNat4     *ebpf.Map `ebpf:"weft_nat4"`
 	WeftNat6     *ebpf.Map `ebpf:"weft_nat6"`
+	WeftNatc4    *ebpf.Map `ebpf:"weft_natc4"`
+	WeftNatc6    *ebpf.Map `ebpf:"weft_natc6"`
 	WeftNatdev   *ebpf.Map `ebpf:"weft_natdev"`
 	WeftNatip    *ebpf.Map `ebpf:"weft_natip"`
 	WeftNatn4    *ebpf.Map `ebpf:"weft_natn4"`
@@ -634,6 +640,8 @@ func (m *DatapathMaps) Close() error {
 		m.WeftMetrics,
 		m.WeftNat4,
 		m.WeftNat6,
+		m.WeftNatc4,
+		m.WeftNatc6,
 		m.WeftNatdev,
 		m.WeftNatip,
 		m.WeftNatn4,

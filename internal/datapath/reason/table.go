@@ -23,6 +23,7 @@ const (
 	NATNew         Code = 72
 	SvcNew         Code = 73
 	SvcFull        Code = 74
+	SvcRefused     Code = 75
 
 	Malformed           Code = 128
 	Truncated           Code = 129
@@ -80,8 +81,9 @@ func verdicts() []Info {
 		{CTPickedUp, "ct-picked-up", "a conntrack entry was made for a TCP connection in mid-stream", ""},
 		{CTToStack, "ct-to-stack", "a connection of the fast path was seen coming out of the stack and stays there from now on", ""},
 		{NATNew, "nat-new", "a masqueraded flow was given an address and port of the node", ""},
-		{SvcNew, "svc-new", "a connection from outside to a service was given a backend", ""},
-		{SvcFull, "svc-full", "the table of connections from outside to services took no entry", "enlarge bpf.lbMapMax"},
+		{SvcNew, "svc-new", "a connection to a service, from outside or past a pod's socket, was given a backend", ""},
+		{SvcFull, "svc-full", "the table of connections to services took no entry", "enlarge bpf.lbMapMax"},
+		{SvcRefused, "svc-refused", "a packet for a service without backends: the stack was told to refuse it", ""},
 	}
 }
 
@@ -116,7 +118,7 @@ func drops() []Info {
 		{NATExhausted, "nat-exhausted", "no port of the node is free towards this destination: every one that was tried is in use there", "widen bpf.masqueradePorts, or spread the connections over more nodes, destination addresses or ports"},
 		{NATUnsupported, "nat-unsupported", "must be masqueraded, but its flow cannot be told from others: no TCP, UDP, SCTP or echo request, or an ICMP error about nothing known", "route the pod ranges there and name the destination in ipv4NativeRoutingCIDR or ipMasqAgent.config.nonMasqueradeCIDRs"},
 		{NATNoAddress, "nat-no-address", "must be masqueraded, but neither the device nor the node has an address of the family", "give the device an address, or the node an InternalIP of the family"},
-		{NoBackend, "no-backend", "a packet from outside for a service that nobody answers here", "`weft service list` shows its backends: pods that are not ready, or on no node where externalTrafficPolicy is Local"},
+		{NoBackend, "no-backend", "a packet for a service that nobody answers here", "`weft service list` shows its backends: pods that are not ready, or on no node where externalTrafficPolicy is Local"},
 		{SourceRanges, "source-ranges", "a packet from outside for a service whose loadBalancerSourceRanges leave this client out", "add the client's range to loadBalancerSourceRanges, if it is to be served"},
 	}
 }

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath_test
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"syscall"
+	"testing"
+
+	"github.com/weft-net/weft/internal/table"
+)
+
+// A pod is this to itself where a service leads back to it (bpf/service_ip.h).
+var itself = newHost("169.254.42.1", "100::5ef7")
+
+// Guards against services that do not answer pods whose sockets no program sees:
+// those of virtual machines and user-space stacks, or all, where the socket layer is
+// the node's alone. That a pod does not reach a service which it is the only backend
+// of, that it hears of another address than it asked, or that backends do not see it.
+func TestServicesPastSockets(t *testing.T) {
+	e := newEdge(t)
+	e.askFromPod(t)
+	e.noDrops("icmp-redirect")
+}
+
+// Guards against the same where pods of other nodes are reached by the overlay.
+func TestServicesPastSocketsByOverlay(t *testing.T) {
+	eachUnderlay(t, func(t *testing.T, c *overlayCluster) {
+		e := newOverlayEdge(t, c)
+		e.askFromPod(t)
+		e.noDrops()
+	})
+}
+
+// askFromPod has a pod of the first node talk to every kind of backend by every kind of address.
+func (e *edge) askFromPod(t *testing.T) {
+	a, b := e.nodes[0], e.nodes[1]
+	asker := a.pods[1]
+	port := uint16(edgePorts)
+	for _, fam := range families {
+		backends := e.answerers(fam)
+		for i := range backends {
+			backends[i].sees = asker.addr.of(fam)
+		}
+		backends = append(backends, answerer{"itself", asker.space, asker.addr.of(fam), itself.of(fam)})
+		cluster := newHost("10.96.0.10", "fd00:96::10").of(fam)
+		for _, back := range backends {
+			echoTCP(t, back.at, ap(back.addr, 8080))
+			echoUDP(t, back.at, ap(back.addr, 8080))
+			tellTCP(t, back.at, ap(back.addr, 8081))
+			for name, addrs := range map[string][2]netip.Addr{
+				"ClusterIP":               {cluster, cluster},
+				"NodePort":                {unspecified(fam), a.addr.of(fam)},
+				"NodePort elsewhere":      {unspecified(fam), b.addr.of(fam)},
+				"load balancer's address": {e.vip.of(fam), e.vip.of(fam)},
+			} {
+				port++
+				t.Run(fmt.Sprintf("ipv%d %s, %s", fam, name, back.name), func(t *testing.T) {
+					for _, proto := range []uint8{table.ProtoTCP, table.ProtoUDP} {
+						e.insideFrontend(ap(addrs[0], port), proto, ap(back.addr, 8080))
+					}
+					e.insideFrontend(ap(addrs[0], port+1000), table.ProtoTCP, ap(back.addr, 8081))
+					e.insideFrontend(ap(addrs[0], port+2000), table.ProtoUDP, ap(back.addr, 9))
+					askAll(t, asker.space, ap(addrs[1], port))
+					if got := seenBy(t, asker.space, ap(addrs[1], port+1000)); got.Addr() != back.sees {
+						t.Errorf("the backend sees %s, want %s", got, back.sees)
+					}
+					if back.name == "itself" {
+						return // what it tells itself about its datagrams is not translated
+					}
+					// An ICMP error about the backend must be about the service.
+					if err := roundTrip(t, asker.space, "udp", ap(addrs[1], port+2000), 10); !errors.Is(err, syscall.ECONNREFUSED) {
+						t.Errorf("datagrams to a closed port: %v", err)
+					}
+				})
+			}
+		}
+	}
+}
+
+func askAll(t *testing.T, from *space, at netip.AddrPort) {
+	t.Helper()
+	if err := roundTrip(t, from, "tcp", at, 4<<20); err != nil {
+		t.Error(err)
+	}
+	for _, size := range []int{100, 4000} { // the latter in fragments
+		err := roundTrip(t, from, "udp", at, size)
+		if errors.Is(err, syscall.EMSGSIZE) { // so the client learns of the path's MTU
+			err = roundTrip(t, from, "udp", at, size)
+		}
+		if err != nil {
+			t.Errorf("%d bytes: %v", size, err)
+		}
+	}
+}
+
+// insideFrontend is frontend; an address of the services' range is a ClusterIP.
+func (e *edge) insideFrontend(at netip.AddrPort, proto uint8, backend netip.AddrPort) {
+	f := e.frontend(at, proto, backend)
+	if !at.Addr().IsUnspecified() && at.Addr() != e.vip.v4 && at.Addr() != e.vip.v6 {
+		f.Type = table.FrontendClusterIP
+		must(e.t, e.nodes[0].d.Maps().Services.Upsert(*f))
+	}
+}
