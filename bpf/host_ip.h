@@ -57,7 +57,7 @@ static __always_inline int F(from_net_new)(struct __sk_buff *skb, struct F(judge
 	if (!may_open_fast(&j->k.p))
 		return VERDICT_STACK; /* to_pod makes the entry */
 	r->is_new = true;
-	F(ct_new)(&j->f, &j->k, &j->s, HOOK_FROM_NET, false);
+	F(ct_new)(&j->f, &j->k, &j->s, HOOK_FROM_NET, 0);
 	return F(deliver_to)(skb, j, r);
 }
 
@@ -188,7 +188,7 @@ static __always_inline int F(pod_to_net)(const struct F(pkt) *k, const struct we
 		r->src_identity = s.from.identity;
 		r->dst_identity = s.to.identity;
 		r->is_new = true;
-		F(ct_new)(&f, k, &s, HOOK_TO_NET, true);
+		F(ct_new)(&f, k, &s, HOOK_TO_NET, CT_NEW_STACK);
 		untranslated = (k->p.tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK);
 	}
 	ask->endpoint = s.from.endpoint;
@@ -227,7 +227,7 @@ static __noinline int F(host_ct)(const struct F(pkt) *k)
 	F(ct_key)(&f, k);
 	s.from.identity = IDENTITY_HOST;
 	s.to.identity = F(identity_of)(F(who)(&k->dst));
-	F(ct_new)(&f, k, &s, HOOK_TO_NET, true);
+	F(ct_new)(&f, k, &s, HOOK_TO_NET, CT_NEW_STACK);
 	return 0;
 }
 

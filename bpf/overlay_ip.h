@@ -49,7 +49,7 @@ static __always_inline int F(from_overlay_new)(struct __sk_buff *skb, struct F(j
 	if (!may_open_fast(&j->k.p))
 		return VERDICT_STACK; /* to_pod makes the entry */
 	r->is_new = true;
-	F(ct_new)(&j->f, &j->k, &j->s, HOOK_FROM_OVERLAY, false);
+	F(ct_new)(&j->f, &j->k, &j->s, HOOK_FROM_OVERLAY, 0);
 	return F(deliver_to)(skb, j, r);
 }
 
@@ -137,7 +137,7 @@ static __always_inline int F(track_to_overlay)(struct F(judge) *j, const struct 
 	j->s.to.identity = F(identity_of)(dst);
 	F(note_sides)(r, j);
 	r->is_new = true;
-	F(ct_new)(&j->f, &j->k, &j->s, HOOK_TO_OVERLAY, true);
+	F(ct_new)(&j->f, &j->k, &j->s, HOOK_TO_OVERLAY, CT_NEW_STACK);
 	return VERDICT_STACK;
 }
 

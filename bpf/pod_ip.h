@@ -77,7 +77,8 @@ static __always_inline int F(from_pod_new)(struct __sk_buff *skb, struct F(judge
 	/* In mid-stream only the stack is right for both: see docs/datapath.md. */
 	stack = !pod || skb->mark == MARK_SERVICE || skb->mark == MARK_REFUSE || !may_open_fast(&j->k.p) || (!j->s.to.endpoint && !tunnel && !F(leaves_by_net)(skb, &j->k));
 	r->is_new = true;
-	F(ct_new)(&j->f, &j->k, &j->s, HOOK_FROM_POD, stack);
+	F(ct_new)(&j->f, &j->k, &j->s, HOOK_FROM_POD,
+		  (stack ? CT_NEW_STACK : 0) | (skb->mark == MARK_SERVICE ? CT_NEW_SERVICE : 0));
 	if (stack)
 		return VERDICT_STACK;
 	/* The entry remembers the way for what follows. */
@@ -133,6 +134,8 @@ static __always_inline int F(judge_from_pod)(struct __sk_buff *skb, struct F(jud
 		stack = (j->f.ct->flags & CT_STACK) || service;
 		hop = &j->f.ct->hop; /* of an entry that is moved, the copy has it too */
 		F(note_sides)(r, j);
+		if (service && !(j->f.ct->flags & CT_SERVICE))
+			__sync_fetch_and_or(&j->f.ct->flags, CT_SERVICE);
 		F(ct_touch)(&j->f, &j->k, cfg, now, HOOK_FROM_POD, service);
 		return stack ? VERDICT_STACK : F(forward)(skb, j, r, hop);
 	}
@@ -221,6 +224,7 @@ static __always_inline int F(judge_to_pod)(struct __sk_buff *skb, struct F(judge
 		return VERDICT_STACK;
 #endif
 	F(ct_find)(&j->f, &j->k, now);
+	j->f.service = !j->f.ct || (j->f.ct->flags & CT_SERVICE);
 	if (j->f.ct)
 		F(ct_sides)(&j->f, &j->s);
 	ep = F(row_at)(skb, &j->f, j->s.to.endpoint, &id);
@@ -247,7 +251,7 @@ static __always_inline int F(judge_to_pod)(struct __sk_buff *skb, struct F(judge
 		return err;
 	if (j->k.p.ports && !j->k.p.error) {
 		r->is_new = true;
-		F(ct_new)(&j->f, &j->k, &j->s, HOOK_TO_POD, true);
+		F(ct_new)(&j->f, &j->k, &j->s, HOOK_TO_POD, CT_NEW_STACK);
 	}
 	return VERDICT_STACK;
 }
@@ -262,8 +266,8 @@ static __noinline int F(to_pod_ip)(struct __sk_buff *skb)
 	code = F(parse)(skb, &j.k);
 	if (!code)
 		code = cfg ? F(judge_to_pod)(skb, &j, cfg, &r) : VERDICT_STACK;
-	if (code == VERDICT_STACK && j.k.p.len)
-		code = F(svc_arrive)(skb, &j.k);
+	if (code == VERDICT_STACK && j.f.service)
+		code = F(svc_arrive)(skb, &j.k, r.is_new);
 	return F(finish)(skb, &j.k, &r, HOOK_TO_POD, code);
 }
 

@@ -41,7 +41,7 @@ else
 fi
 test/step.sh "Debian packages" make deps
 test/step.sh "build" make build
-nice -n 5 build/bin/weft-lab build >build/log/kubernetes.log 2>&1 &
+nice -n 5 build/bin/weft-lab build --with-e2e >build/log/kubernetes.log 2>&1 &
 kubernetes=$!
 
 step "lint" make lint
@@ -67,7 +67,9 @@ tail -n 3 build/log/kubernetes.log
 echo "<== Kubernetes: ok, waited $((SECONDS - start)) s"
 
 step "end to end" make e2e
-if [ "$what" = full ]; then
+if [ "$what" != full ]; then
+	step "upstream conformance" env KUBE_PROXY=none make test-e2e-upstream
+else
 	step "lab" env WEFT_LAB_E2E=1 go -C lab test -count=1 -timeout 30m .
 	step "upstream conformance" make test-e2e-upstream
 	step "CNI benchmark" make bench-cni

@@ -13,6 +13,7 @@ struct F(flow) {
 	bool hi;	    /* the packet's sender is the second pair of the key */
 	bool opener;	    /* the packet's sender opened the connection */
 	bool main;	    /* the entry is in weft_ct */
+	bool service;	    /* see CT_SERVICE: it may be so */
 };
 
 /* Makes the key of a tuple; true: its source is the second pair. */
@@ -183,6 +184,7 @@ static __always_inline void F(ct_touch)(struct F(flow) *f, const struct F(pkt) *
 #ifndef CT_NEW_STACK
 #define CT_NEW_STACK 1 /* on the stack path */
 #define CT_NEW_HI 2    /* the sender is the second pair of the key */
+#define CT_NEW_SERVICE 4
 #endif
 
 /*
@@ -206,7 +208,7 @@ static __noinline int F(ct_insert)(const ct_key_t *key, const struct F(pkt) *k, 
 	v.dst_endpoint = answer ? s->from.endpoint : s->to.endpoint;
 	v.src_generation = answer ? s->to.generation : s->from.generation;
 	v.dst_generation = answer ? s->from.generation : s->to.generation;
-	v.flags = (how & CT_NEW_STACK ? CT_STACK : 0) | (hi ? CT_OPENER_HI : 0) | (answer ? CT_ANSWERED : 0);
+	v.flags = (how & CT_NEW_STACK ? CT_STACK : 0) | (how & CT_NEW_SERVICE ? CT_SERVICE : 0) | (hi ? CT_OPENER_HI : 0) | (answer ? CT_ANSWERED : 0);
 	if (key->proto == IPPROTO_TCP && !opens_tcp(&k->p)) {
 		if (!answer)
 			v.flags |= CT_GUESSED;
@@ -222,9 +224,9 @@ static __noinline int F(ct_insert)(const ct_key_t *key, const struct F(pkt) *k, 
 }
 
 static __always_inline void F(ct_new)(const struct F(flow) *f, const struct F(pkt) *k, const struct sides *s,
-				      __u32 hook, bool stack)
+				      __u32 hook, __u32 how)
 {
-	F(ct_insert)(&f->key, k, s, hook, (stack ? CT_NEW_STACK : 0) | (f->hi ? CT_NEW_HI : 0));
+	F(ct_insert)(&f->key, k, s, hook, how | (f->hi ? CT_NEW_HI : 0));
 }
 
 /* The sides of an entry as seen from a packet. */

@@ -406,13 +406,28 @@ __noinline int F(svc_leave)(struct __sk_buff *skb, const struct F(pkt) *k, struc
 	return F(svc_give_back)(skb, k, &to, HOOK_TO_NET);
 }
 
-/* What comes to a pod that asked a service past its socket. */
-__noinline int F(svc_arrive)(struct __sk_buff *skb, const struct F(pkt) *k)
+/* Conntrack had forgotten that a connection is a service's. Static: see who_exactly. */
+static __noinline int F(svc_remind)(const struct F(pkt) *k)
+{
+	struct weft_ct *ct;
+	ct_key_t key;
+
+	F(ct_key_of)(&key, &k->src, &k->dst, k->p.sport, k->p.dport, k->p.ct_proto);
+	ct = bpf_map_lookup_elem(&F(weft_ctn), &key);
+	if (ct)
+		__sync_fetch_and_or(&ct->flags, CT_SERVICE);
+	return 0;
+}
+
+/* What comes to a pod that asked a service past its socket. fresh: conntrack did not know it. */
+__noinline int F(svc_arrive)(struct __sk_buff *skb, const struct F(pkt) *k, bool fresh)
 {
 	const struct weft_config *cfg = config();
 	struct F(nat_to) to = {};
 
 	if (!k || !cfg || !(cfg->nat & NAT_SERVICES) || !k->p.ports || !F(svc_answer)(k, &to))
 		return VERDICT_STACK;
+	if (fresh)
+		F(svc_remind)(k);
 	return F(svc_give_back)(skb, k, &to, HOOK_TO_POD);
 }

@@ -175,6 +175,7 @@ struct weft_ct6_key {
 #define CT_FIN_OPENER (1U << 4) /* TCP */
 #define CT_FIN_ANSWER (1U << 5) /* TCP */
 #define CT_RST (1U << 6)	/* TCP */
+#define CT_SERVICE (1U << 7)	/* of a pod, past its socket: what answers gets a service's address */
 #define CT_CLOSING(f) (((f) & CT_RST) || ((f) & (CT_FIN_OPENER | CT_FIN_ANSWER)) == (CT_FIN_OPENER | CT_FIN_ANSWER))
 
 /* Where packets of a connection that go away from this node were last sent to. Empty: stamp 0. */

@@ -50,7 +50,8 @@ func (a *app) collectNode(ctx context.Context, ar *archive) error {
 		"status.json": rpc.PathStatus, "endpoints.json": rpc.PathEndpoints, "nodes.json": rpc.PathNodes,
 		"ipcache.json": rpc.PathIPCache, "routes.json": rpc.PathRoutes, "devices.json": rpc.PathDevices, "services.json": rpc.PathServices,
 		"bpf-endpoint.json": rpc.PathBPFEndpoint, "bpf-ipcache.json": rpc.PathBPFIPCache,
-		"bpf-ct.json": rpc.PathBPFCT, "bpf-lb.json": rpc.PathBPFLB, "bpf-lb-sockets.json": rpc.PathBPFLBSockets, "bpf-metrics.json": rpc.PathBPFMetrics, "config.json": rpc.PathConfig,
+		"bpf-ct.json": rpc.PathBPFCT, "bpf-lb.json": rpc.PathBPFLB, "bpf-lb-sockets.json": rpc.PathBPFLBSockets,
+		"bpf-lb-connections.json": rpc.PathBPFLBConns, "bpf-nat.json": rpc.PathBPFNAT, "bpf-metrics.json": rpc.PathBPFMetrics, "config.json": rpc.PathConfig,
 	} {
 		b, err := c.Get(ctx, at)
 		noAgent = noAgent || errors.Is(err, rpc.ErrNoAgent)
@@ -81,6 +82,9 @@ func (a *app) collectPins(ar *archive) {
 		"endpoint": func() (any, error) { return s.Endpoints.List() },
 		"ipcache":  func() (any, error) { return s.IPCache.List() },
 		"ct":       func() (any, error) { return s.CT.List(0) },
+		"nat":      func() (any, error) { return s.NAT.List(0) },
+		"lb":       func() (any, error) { return s.Services.LB() },
+		"lb-conns": func() (any, error) { return s.LBConns.List(0) },
 		"metrics":  func() (any, error) { return s.Metrics.List() },
 		"maps":     func() (any, error) { return s.Fill() },
 	} {

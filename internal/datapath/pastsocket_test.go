@@ -5,9 +5,12 @@ package datapath_test
 import (
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/weft-net/weft/internal/table"
 )
@@ -103,4 +106,77 @@ func (e *edge) insideFrontend(at netip.AddrPort, proto uint8, backend netip.Addr
 		f.Type = table.FrontendClusterIP
 		must(e.t, e.nodes[0].d.Maps().Services.Upsert(*f))
 	}
+}
+
+// Guards against a pod's own connection to a backend that gets a service's address for an
+// answer, since the same port asked the service before; and against answers that keep the
+// backend's, since conntrack has forgotten that it was one.
+func TestServicePastSocketRemembered(t *testing.T) {
+	e := newEdge(t)
+	a, b := e.nodes[0], e.nodes[1]
+	asker := a.pods[1]
+	for i, fam := range families {
+		service := ap(newHost("10.96.0.10", "fd00:96::10").of(fam), uint16(edgePorts+i))
+		process := ap(a.addr.of(fam), 8080)
+		echoTCP(t, a.space, process)
+		e.insideFrontend(service, table.ProtoTCP, process)
+		for _, to := range []netip.AddrPort{service, process, service} {
+			if err := fromPort(t, asker.space, ap(asker.addr.of(fam), 40000), to); err != nil {
+				t.Errorf("%s, after others from the same port: %v", to, err)
+			}
+		}
+		back := ap(b.pods[0].addr.of(fam), 8081)
+		server := listen(t, b.pods[0].space, back)
+		service = ap(service.Addr(), service.Port()+10)
+		e.insideFrontend(service, table.ProtoTCP, back)
+		c, err := dial(t, asker.space, "tcp", service)
+		must(t, err)
+		defer c.Close()
+		peer, err := server.Accept()
+		must(t, err)
+		defer peer.Close()
+		_, err = a.d.Maps().CT.Flush()
+		must(t, err)
+		raw, err := c.(*net.TCPConn).SyscallConn()
+		must(t, err)
+		must(t, raw.Control(func(fd uintptr) { // it is not to say that it heard
+			must(t, syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_QUICKACK, 0))
+		}))
+		const packets = 9
+		for range packets {
+			_, err = peer.Write([]byte("hello"))
+			must(t, err)
+		}
+		must(t, c.SetReadDeadline(time.Now().Add(patience)))
+		if n, err := io.ReadFull(c, make([]byte, 5*packets)); err != nil {
+			t.Errorf("the backend speaks, and conntrack is empty: %d bytes, %v", n, err)
+		}
+	}
+}
+
+func listen(t *testing.T, s *space, at netip.AddrPort) (l net.Listener) {
+	t.Helper()
+	s.in(t, func() {
+		var err error
+		l, err = net.Listen("tcp", at.String())
+		must(t, err)
+	})
+	t.Cleanup(func() { _ = l.Close() })
+	return l
+}
+
+// fromPort exchanges a few bytes by a connection from a port, and ends it so that the port is free.
+func fromPort(t *testing.T, s *space, from, to netip.AddrPort) (err error) {
+	t.Helper()
+	var c net.Conn
+	s.in(t, func() {
+		d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(from), Timeout: patience}
+		c, err = d.Dial("tcp", to.String())
+	})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	must(t, c.(*net.TCPConn).SetLinger(0))
+	return say(c)
 }
