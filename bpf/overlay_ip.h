@@ -46,7 +46,7 @@ static __always_inline int F(from_overlay_new)(struct __sk_buff *skb, struct F(j
 		return VERDICT_STACK;
 	if (!j->k.p.ports)
 		return DROP_FRAGMENT_UNKNOWN;
-	if (!may_open_fast(&j->k.p))
+	if (!may_open_fast(&j->k.p) || skb->mark == MARK_SERVICE)
 		return VERDICT_STACK; /* to_pod makes the entry */
 	r->is_new = true;
 	F(ct_new)(&j->f, &j->k, &j->s, HOOK_FROM_OVERLAY, 0);
@@ -57,7 +57,8 @@ static __always_inline int F(from_overlay_new)(struct __sk_buff *skb, struct F(j
 static __always_inline int F(from_overlay_known)(struct __sk_buff *skb, struct F(judge) *j,
 						 const struct weft_config *cfg, __u32 now, struct report *r)
 {
-	bool stack = j->f.ct->flags & CT_STACK;
+	/* For a service: to_pod tells it from a connection without one that has the same ports. */
+	bool stack = (j->f.ct->flags & CT_STACK) || skb->mark == MARK_SERVICE;
 
 	F(note_sides)(r, j);
 	r->endpoint = j->s.to.endpoint;
@@ -191,21 +192,27 @@ static __noinline int F(to_overlay_ip)(struct __sk_buff *skb)
 }
 
 /*
- * What a service's backend on another node answers gets its client's address back. A
- * stage of its own, as is the one below: the stack has no room for both.
+ * What a service's backend on another node answers gets its client's address back, and
+ * what is for a service of this node its backend's. A stage of its own, as is the one
+ * below: the stack has no room for both.
  */
 static __noinline int F(service_from_overlay)(struct __sk_buff *skb, const struct v6addr *node)
 {
 	const struct weft_ipcache *src;
 	struct F(pkt) k = {};
 	__u32 nat = 0;
+	int code;
 
 	if (!node || F(parse)(skb, &k))
 		return 0; /* told of later */
 	src = F(who)(&k.saddr);
 	if (!src || !same_node(&src->tunnel, node))
 		return 0;
-	return F(nat_enter)(skb, &k, &nat);
+	code = F(nat_enter)(skb, &k, &nat);
+	if (code || nat)
+		return code;
+	code = F(svc_enter)(skb, &k);
+	return code == SVC_TO ? 0 : code;
 }
 
 static __always_inline int F(from_overlay_any)(struct __sk_buff *skb, const struct v6addr *node, __u32 identity)

@@ -37,26 +37,6 @@ static __always_inline bool sock_ours(struct bpf_sock_addr *ctx, struct sock_pee
 	return proto == IPPROTO_TCP || proto == IPPROTO_UDP;
 }
 
-static __always_inline bool is_node(const struct weft_ipcache *c)
-{
-	return c && (c->kind == KIND_HOST || c->kind == KIND_NODE);
-}
-
-/* Traffic of sockets is from inside. */
-static __always_inline const struct weft_svc *sock_row4(__u32 addr, __u16 port, __u8 proto)
-{
-	struct weft_svc4_key key = {.addr = addr, .port = port, .proto = proto, .scope = SVC_EXTERNAL};
-
-	return svc_at4(&key, true);
-}
-
-static __always_inline const struct weft_svc *sock_row6(const struct v6addr *addr, __u16 port, __u8 proto)
-{
-	struct weft_svc6_key key = {.addr = *addr, .port = port, .proto = proto, .scope = SVC_EXTERNAL};
-
-	return svc_at6(&key, true);
-}
-
 /*
  * The row for where a socket wants to go; 0: no service. Whose address it is, is
  * asked only where some service has the port on nodes. To loopback addresses only
@@ -64,36 +44,45 @@ static __always_inline const struct weft_svc *sock_row6(const struct v6addr *add
  */
 static __always_inline const struct weft_svc *sock_service4(__u32 addr, __u16 port, const struct sock_peer *p)
 {
-	const struct weft_svc *s = addr ? sock_row4(addr, port, p->proto) : 0;
-	__u32 h = bpf_ntohl(addr);
+	struct weft_svc4_key key = {.addr = addr, .port = port, .proto = p->proto, .scope = SVC_EXTERNAL};
+	const struct weft_svc *s = addr ? svc_at4(&key, true) : 0;
+	const struct weft_ipcache *who;
 
 	if (s)
 		return s;
-	s = sock_row4(0, port, p->proto);
-	if (!s)
+	key.addr = 0;
+	key.scope = SVC_EXTERNAL;
+	if (!addr || bpf_ntohl(addr) >> 24 == 127) /* the kernel takes 0.0.0.0 for 127.0.0.1 */
+		return p->host ? svc_at4(&key, true) : 0;
+	if (!bpf_map_lookup_elem(&weft_svc4, &key))
 		return 0;
-	if (!addr || h >> 24 == 127) /* the kernel takes 0.0.0.0 for 127.0.0.1 */
-		return p->host ? s : 0;
-	return is_node(who4(&addr)) ? s : 0;
+	who = who_exactly4(&addr);
+	return who ? svc_node_port4(&key, who, true) : 0;
+}
+
+static __always_inline bool loopback6(const struct v6addr *addr)
+{
+	return !addr->w[0] && !addr->w[1] && !addr->w[2] && addr->w[3] == bpf_htonl(1);
 }
 
 static __always_inline const struct weft_svc *sock_service6(const struct v6addr *addr, __u16 port,
 							     const struct sock_peer *p)
 {
-	const struct v6addr any = {};
-	const struct weft_svc *s = 0;
+	struct weft_svc6_key key = {.addr = *addr, .port = port, .proto = p->proto, .scope = SVC_EXTERNAL};
 	bool unspecified = unspecified6(addr);
+	const struct weft_svc *s = unspecified ? 0 : svc_at6(&key, true);
+	const struct weft_ipcache *who;
 
-	if (!unspecified)
-		s = sock_row6(addr, port, p->proto);
 	if (s)
 		return s;
-	s = sock_row6(&any, port, p->proto);
-	if (!s)
+	__builtin_memset(&key.addr, 0, sizeof(key.addr));
+	key.scope = SVC_EXTERNAL;
+	if (unspecified || loopback6(addr))
+		return p->host ? svc_at6(&key, true) : 0;
+	if (!bpf_map_lookup_elem(&weft_svc6, &key))
 		return 0;
-	if (unspecified || (!addr->w[0] && !addr->w[1] && !addr->w[2] && addr->w[3] == bpf_htonl(1)))
-		return p->host ? s : 0;
-	return is_node(who6(addr)) ? s : 0;
+	who = who_exactly6(addr);
+	return who ? svc_node_port6(&key, who, true) : 0;
 }
 
 /* Who answers this socket; 0: ask for the row anew. */

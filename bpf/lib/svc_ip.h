@@ -33,6 +33,24 @@ static __always_inline const struct weft_svc *F(svc_at)(svc_key_t *key, bool ins
 }
 
 /*
+ * The row of a NodePort, for who is inside or not, at the address of this node or of
+ * another one. At another node whoever has externalTrafficPolicy Local is asked there:
+ * that node alone knows whom it has. key has the address 0 and SVC_EXTERNAL.
+ */
+static __always_inline const struct weft_svc *F(svc_node_port)(svc_key_t *key, const struct weft_ipcache *who,
+								bool inside)
+{
+	const struct weft_svc *s;
+
+	if (who->kind == KIND_HOST)
+		return F(svc_at)(key, inside);
+	if (!inside || who->kind != KIND_NODE)
+		return 0;
+	s = bpf_map_lookup_elem(&F(weft_svc), key);
+	return s && !(s->flags & SVC_LOCAL) ? F(svc_at)(key, inside) : 0;
+}
+
+/*
  * The row of the service that a packet is for; 0: it is for none. From outside
  * ClusterIPs are none, and NodePorts are this node's alone. Static: see who_exactly.
  */
@@ -51,11 +69,9 @@ static __noinline const struct weft_svc *F(svc_row)(const struct F(pkt) *k, bool
 	if (s)
 		return !inside && s->type == SVC_CLUSTER_IP ? 0 : s;
 	who = F(who_exactly)(&key.addr);
-	if (!who || (who->kind != KIND_HOST && (!inside || who->kind != KIND_NODE)))
-		return 0;
-	__builtin_memset(&key.addr, 0, sizeof(key.addr)); /* NodePort */
+	__builtin_memset(&key.addr, 0, sizeof(key.addr));
 	key.scope = SVC_EXTERNAL;
-	return F(svc_at)(&key, inside);
+	return who ? F(svc_node_port)(&key, who, inside) : 0;
 }
 
 /* Who answers a client; 0: ask for the row anew. Static: see who_exactly. */

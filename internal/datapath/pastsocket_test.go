@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-net/weft/internal/datapath/maps"
 	"github.com/weft-net/weft/internal/table"
 )
 
@@ -179,4 +180,32 @@ func fromPort(t *testing.T, s *space, from, to netip.AddrPort) (err error) {
 	defer c.Close()
 	must(t, c.(*net.TCPConn).SetLinger(0))
 	return say(c)
+}
+
+// Guards against a NodePort of another node that is answered here, though
+// externalTrafficPolicy Local leaves it to that node: it has other backends, or none.
+func TestNodePortOfOtherNode(t *testing.T) {
+	eachUnderlay(t, func(t *testing.T, c *overlayCluster) {
+		e := newOverlayEdge(t, c)
+		a, b := e.nodes[0], e.nodes[1]
+		cfg, err := b.d.Maps().Config.Get()
+		must(t, err)
+		cfg.Masquerade = maps.Masquerade{PortMin: natMin, PortMax: natMax}
+		cfg.Outside = maps.Outside{IPv4: true, IPv6: true}
+		must(t, b.d.SetConfig(cfg))
+		for _, fam := range families {
+			here, there := a.pods[0], b.pods[0]
+			f := e.frontend(ap(unspecified(fam), edgePorts), table.ProtoTCP, ap(here.addr.of(fam), 8080))
+			f.Flags = table.FrontendLocal
+			must(t, a.d.Maps().Services.Upsert(*f))
+			f.Backends[0].Addr = ap(there.addr.of(fam), 8080)
+			must(t, b.d.Maps().Services.Upsert(*f))
+			tellTCP(t, there.space, f.Backends[0].Addr)
+			asker := a.pods[1]
+			if got := seenBy(t, asker.space, ap(b.addr.of(fam), edgePorts)); got.Addr() != asker.addr.of(fam) {
+				t.Errorf("the other node's backend sees %s, want %s", got, asker.addr.of(fam))
+			}
+		}
+		e.noDrops()
+	})
 }

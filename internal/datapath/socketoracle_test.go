@@ -63,6 +63,9 @@ func newShop(t *testing.T) *shop {
 				a = netip.AddrFrom16([16]byte{0xfd, nodeNet, 15: byte(i + 1)})
 			}
 			s.world.NodeAddrs = append(s.world.NodeAddrs, a)
+			if kind == table.KindNode {
+				s.world.OtherNodes = append(s.world.OtherNodes, a)
+			}
 			if err := n.Maps().IPCache.Upsert(maps.IPCacheRow{Prefix: netip.PrefixFrom(a, a.BitLen()), Identity: 2, Kind: kind}); err != nil {
 				t.Fatal(err)
 			}

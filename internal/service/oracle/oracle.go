@@ -20,6 +20,7 @@ type World struct {
 	Slices     []*table.EndpointSlice
 	Node, Zone string       // this node
 	NodeAddrs  []netip.Addr // of all nodes: where NodePorts are
+	OtherNodes []netip.Addr // those of NodeAddrs that are not this node's
 	IPv4, IPv6 bool
 }
 
@@ -53,12 +54,16 @@ func (w World) Ask(from From, dst netip.AddrPort, proto uint8) Verdict {
 	})
 	// A cluster IP is its Service's own, whoever else writes it somewhere. Then come
 	// the other addresses that Services name, and NodePorts last: they are on every
-	// address of a node that nothing else claims.
+	// address of a node that nothing else claims. Which of its own backends another
+	// node has for who comes from outside, it says itself.
 	for _, answers := range []func(*table.Service, table.ServicePortSpec, netip.AddrPort) bool{byClusterIP, byExternal, w.byNodePort} {
 		for _, s := range services {
 			for _, p := range s.Ports {
 				// A port that nobody can connect to leads nowhere on the nodes either.
 				if p.Proto == proto && p.Port > 0 && p.Port <= 65535 && answers(s, p, dst) {
+					if from != Outside && s.ExternalLocal && slices.Contains(w.OtherNodes, dst.Addr()) {
+						return Verdict{}
+					}
 					return Verdict{Service: s.FullName(), Port: p.Name, Backends: w.backends(from, s, p, dst.Addr())}
 				}
 			}

@@ -33,6 +33,7 @@ func HostPackages() map[string]string {
 		"netcat-openbsd":  "/usr/bin/nc.openbsd",
 		"iperf":           "/usr/bin/iperf",
 		"curl":            "/usr/bin/curl",
+		"wget":            "/usr/bin/wget",
 		"ca-certificates": "/usr/sbin/update-ca-certificates",
 	}
 }

@@ -21,7 +21,7 @@ import (
 
 // imagesVersion is part of the images' key: raise it with every change of
 // what the images hold.
-const imagesVersion = "2"
+const imagesVersion = "3"
 
 // PauseImage is the sandbox image that containerd is told to use.
 const PauseImage = "registry.k8s.io/pause:3.10.2"
@@ -32,9 +32,9 @@ const CoreDNSImage = "registry.k8s.io/coredns/coredns:v1.14.7"
 const pathEnv = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // tools are the glibc programs in the agnhost image. Upstream tests call them
-// in pods; Debian's busybox has no full match for any of them.
+// in pods; Debian's busybox has no full match for any of them, and its wget ends by a fault at -T.
 func tools() []string {
-	return []string{"getent", "curl", "dig", "nslookup", "nc.openbsd", "iperf", "bash", "ss", "ip", "ping"}
+	return []string{"getent", "curl", "wget", "dig", "nslookup", "nc.openbsd", "iperf", "bash", "ss", "ip", "ping"}
 }
 
 // images packs what is needed for pods, unless the cache has it already.
