@@ -36,7 +36,8 @@ int to_net(struct __sk_buff *skb)
 
 	if (skb->mark == MARK_FAST)
 		return finish_other(skb, HOOK_TO_NET, VERDICT_MARKED, &r);
-	if (skb->mark == MARK_REFUSE) /* netfilter did not, and nobody elsewhere knows the service either */
+	/* Netfilter did not, and nobody elsewhere knows the service either. What it says itself may carry the mark, too. */
+	if (skb->mark == MARK_REFUSE && skb->ingress_ifindex)
 		return finish_other(skb, HOOK_TO_NET, DROP_NO_BACKEND, &r);
 	if (!skb->vlan_present) {
 		if (enable_ipv4 && skb->protocol == bpf_htons(ETH_P_IP))

@@ -54,7 +54,7 @@ static __always_inline int F(from_net_new)(struct __sk_buff *skb, struct F(judge
 		return DROP_FRAGMENT_UNKNOWN;
 	if (j->k.p.frag == FRAG_FIRST)
 		F(frag_remember)(&j->k, HOOK_FROM_NET);
-	if (!may_open_fast(&j->k.p))
+	if (!may_open_fast(&j->k.p) || F(late_answer)(&j->k))
 		return VERDICT_STACK; /* to_pod makes the entry */
 	r->is_new = true;
 	F(ct_new)(&j->f, &j->k, &j->s, HOOK_FROM_NET, 0);
@@ -268,7 +268,7 @@ static __noinline int F(to_net_ip)(struct __sk_buff *skb)
 		if (code == MASQUERADE)
 			F(host_ct)(&k);
 	}
-	if (code == MASQUERADE && F(svc_answers)(&k))
+	if (code == MASQUERADE && F(lbct_answers)(&k, 0))
 		code = VERDICT_STACK; /* conntrack has forgotten who opened */
 	if (code == VERDICT_STACK)
 		code = F(svc_leave)(skb, &k, &ask);

@@ -46,7 +46,7 @@ static __always_inline int F(from_overlay_new)(struct __sk_buff *skb, struct F(j
 		return VERDICT_STACK;
 	if (!j->k.p.ports)
 		return DROP_FRAGMENT_UNKNOWN;
-	if (!may_open_fast(&j->k.p) || skb->mark == MARK_SERVICE)
+	if (!may_open_fast(&j->k.p) || skb->mark == MARK_SERVICE || F(late_answer)(&j->k))
 		return VERDICT_STACK; /* to_pod makes the entry */
 	r->is_new = true;
 	F(ct_new)(&j->f, &j->k, &j->s, HOOK_FROM_OVERLAY, 0);

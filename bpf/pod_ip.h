@@ -75,7 +75,8 @@ static __always_inline int F(from_pod_new)(struct __sk_buff *skb, struct F(judge
 		j->s.to.generation = row->generation;
 	}
 	/* In mid-stream only the stack is right for both: see docs/datapath.md. */
-	stack = !pod || skb->mark == MARK_SERVICE || skb->mark == MARK_REFUSE || !may_open_fast(&j->k.p) || (!j->s.to.endpoint && !tunnel && !F(leaves_by_net)(skb, &j->k));
+	stack = !pod || skb->mark == MARK_SERVICE || skb->mark == MARK_REFUSE || !may_open_fast(&j->k.p) ||
+		F(late_answer)(&j->k) || (!j->s.to.endpoint && !tunnel && !F(leaves_by_net)(skb, &j->k));
 	r->is_new = true;
 	F(ct_new)(&j->f, &j->k, &j->s, HOOK_FROM_POD,
 		  (stack ? CT_NEW_STACK : 0) | (skb->mark == MARK_SERVICE ? CT_NEW_SERVICE : 0));

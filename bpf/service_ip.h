@@ -34,15 +34,33 @@ static __noinline bool F(for_pod)(struct __sk_buff *skb)
 	return who && (who->kind == KIND_LOCAL_POD || who->kind == KIND_REMOTE_POD);
 }
 
-/* Is a packet of a connection as it is, which began without a service? Static: see who_exactly. */
+/*
+ * Is a packet of a connection as it is, which began without a service, or an answer to who
+ * has the number of a NodePort for a port? Static: see who_exactly.
+ */
 static __noinline bool F(established)(const struct F(pkt) *k)
 {
 	const struct weft_ct *ct;
 	ct_key_t key;
+	bool hi;
 
-	F(ct_key_of)(&key, &k->src, &k->dst, k->p.sport, k->p.dport, k->p.ct_proto);
+	hi = F(ct_key_of)(&key, &k->src, &k->dst, k->p.sport, k->p.dport, k->p.ct_proto);
 	ct = bpf_map_lookup_elem(&F(weft_ct), &key);
+	if (!ct) {
+		ct = bpf_map_lookup_elem(&F(weft_ctn), &key);
+		if (ct && !!(ct->flags & CT_OPENER_HI) == hi)
+			return false;
+	}
 	return ct && !expired(ct->expires, now_tick()) && !(opens_tcp(&k->p) && CT_CLOSING(ct->flags));
+}
+
+/*
+ * Does what conntrack does not know, and would let open a fast connection, answer a pod
+ * past its socket? It must come by to_pod. TCP's answers never open anything.
+ */
+static __always_inline bool F(late_answer)(const struct F(pkt) *k)
+{
+	return k->p.ct_proto != IPPROTO_TCP && F(lbct_answers)(k, LBCT_INSIDE);
 }
 
 /* Puts into the pod that sent it what it sent to itself. */
@@ -67,7 +85,7 @@ static __noinline int F(svc_answer_self)(struct __sk_buff *skb, struct F(pkt) *k
 	struct F(nat_to) to = {};
 
 	k->dst = k->saddr; /* as the rows have it */
-	if (!k->p.ports || k->p.error || !F(svc_answer)(k, &to))
+	if (!k->p.ports || k->p.error || !F(svc_answer)(k, &to, LBCT_INSIDE))
 		return DROP_MARTIAN_DESTINATION;
 	if (F(svc_give_back)(skb, k, &to, HOOK_FROM_POD) != VERDICT_STACK)
 		return DROP_REDIRECT_FAILED;

@@ -30,6 +30,8 @@
 #define svc_key_t struct weft_svc4_key
 #define src_key_t struct weft_src4_key
 #define lbct_key_t struct weft_lbct4_key
+#define NAT_FAMILY NAT_IPV4
+#define NAT_SERVICES NAT_SERVICES4
 #else
 #define F(name) name##6
 #define addr_t struct v6addr
@@ -40,6 +42,8 @@
 #define svc_key_t struct weft_svc6_key
 #define src_key_t struct weft_src6_key
 #define lbct_key_t struct weft_lbct6_key
+#define NAT_FAMILY NAT_IPV6
+#define NAT_SERVICES NAT_SERVICES6
 #endif
 
 #include "addr.h"

@@ -124,12 +124,13 @@ struct weft_wanted {
 };
 
 /*
- * A connection that came to a service packet by packet, from outside: two rows.
+ * A connection that came to a service packet by packet: two rows.
  * LBCT_THERE says what the service's address becomes, LBCT_BACK what the backend's
  * does. weft_lbctn* holds those that did not go on after an answer, as weft_ctn* does.
  */
 #define LBCT_THERE 0
 #define LBCT_BACK 1
+#define LBCT_INSIDE 2 /* beside them: of a pod, past its socket; young ones are in weft_lbctp* */
 
 struct weft_lbct4_key {
 	__u32 client;
@@ -170,6 +171,8 @@ DEFINE_MAP(weft_lbct4, BPF_MAP_TYPE_LRU_HASH, 1, struct weft_lbct4_key, struct w
 DEFINE_MAP(weft_lbct6, BPF_MAP_TYPE_LRU_HASH, 1, struct weft_lbct6_key, struct weft_lbct, 0);
 DEFINE_MAP(weft_lbctn4, BPF_MAP_TYPE_LRU_HASH, 1, struct weft_lbct4_key, struct weft_lbct, 0);
 DEFINE_MAP(weft_lbctn6, BPF_MAP_TYPE_LRU_HASH, 1, struct weft_lbct6_key, struct weft_lbct, 0);
+DEFINE_MAP(weft_lbctp4, BPF_MAP_TYPE_LRU_HASH, 1, struct weft_lbct4_key, struct weft_lbct, 0);
+DEFINE_MAP(weft_lbctp6, BPF_MAP_TYPE_LRU_HASH, 1, struct weft_lbct6_key, struct weft_lbct, 0);
 DEFINE_MAP(weft_svc4, BPF_MAP_TYPE_HASH, 1, struct weft_svc4_key, struct weft_svc, BPF_F_NO_PREALLOC);
 DEFINE_MAP(weft_svc6, BPF_MAP_TYPE_HASH, 1, struct weft_svc6_key, struct weft_svc, BPF_F_NO_PREALLOC);
 DEFINE_MAP(weft_svcset, BPF_MAP_TYPE_HASH, 1, struct weft_svcset_key, struct weft_svc_chunk, BPF_F_NO_PREALLOC);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Connections from outside to services: their two rows. Included once a family. */
+/* Connections to services, packet by packet: their two rows. Included once a family. */
 
 #if FAMILY == 4
 #define LBCT_ADDR(c) (&(c)->addr.w[0])
@@ -20,11 +20,41 @@ static __always_inline void F(lbct_key)(lbct_key_t *key, const addr_t *client, c
 	key->way = way;
 }
 
+static __always_inline struct weft_lbct *F(lbct_young)(const lbct_key_t *key)
+{
+	if (key->way & LBCT_INSIDE)
+		return bpf_map_lookup_elem(&F(weft_lbctp), key);
+	return bpf_map_lookup_elem(&F(weft_lbctn), key);
+}
+
 static __always_inline struct weft_lbct *F(lbct_at)(const lbct_key_t *key)
 {
 	struct weft_lbct *c = bpf_map_lookup_elem(&F(weft_lbct), key);
 
-	return c ?: bpf_map_lookup_elem(&F(weft_lbctn), key);
+	return c ?: F(lbct_young)(key);
+}
+
+/* Makes a row anew, young. An older one among the others would be found first. */
+static __always_inline long F(lbct_begin)(const lbct_key_t *key, const struct weft_lbct *v)
+{
+	bpf_map_delete_elem(&F(weft_lbct), key);
+	if (key->way & LBCT_INSIDE)
+		return bpf_map_update_elem(&F(weft_lbctp), key, v, BPF_ANY);
+	return bpf_map_update_elem(&F(weft_lbctn), key, v, BPF_ANY);
+}
+
+/* Does a packet to a pod answer for a service that the pod asked past its socket? Static: see who_exactly. */
+static __noinline bool F(lbct_answers)(const struct F(pkt) *k, __u32 inside)
+{
+	const struct weft_config *cfg = config();
+	const struct weft_lbct *c;
+	lbct_key_t key;
+
+	if (!cfg || !(cfg->nat & NAT_SERVICES) || !k->p.ports)
+		return false;
+	F(lbct_key)(&key, &k->dst, &k->src, k->p.dport, k->p.sport, k->p.ct_proto, LBCT_BACK | inside);
+	c = F(lbct_at)(&key);
+	return c && !expired(c->expires, now_tick());
 }
 
 /* Notes what a client is to the backend, in the row of a packet on its way there. */
@@ -43,12 +73,16 @@ static __noinline int F(lbct_note)(const struct F(pkt) *k, __u32 nat)
 /* Moves a row to the main table. Static: see who_exactly. */
 static __noinline int F(lbct_promote)(const lbct_key_t *key)
 {
-	struct weft_lbct *c = bpf_map_lookup_elem(&F(weft_lbctn), key);
+	struct weft_lbct *c = F(lbct_young)(key);
 
 	if (!c)
 		return 0;
 	c->flags |= LBCTF_MAIN;
-	if (!bpf_map_update_elem(&F(weft_lbct), key, c, BPF_ANY))
+	if (bpf_map_update_elem(&F(weft_lbct), key, c, BPF_ANY))
+		return 0;
+	if (key->way & LBCT_INSIDE)
+		bpf_map_delete_elem(&F(weft_lbctp), key);
+	else
 		bpf_map_delete_elem(&F(weft_lbctn), key);
 	return 0;
 }
@@ -57,39 +91,39 @@ static __noinline int F(lbct_promote)(const lbct_key_t *key)
  * Moves both rows of a connection to the main table, with an answer to a client that
  * went on: who only pretends to have heard one gets a reset. Static: see who_exactly.
  */
-static __noinline int F(lbct_grow)(const struct F(pkt) *k, const struct weft_lbct *back)
+static __noinline int F(lbct_grow)(const struct F(pkt) *k, const struct weft_lbct *back, __u32 inside)
 {
 	addr_t service = *LBCT_ADDR(back);
 	__u16 port = back->port;
 	lbct_key_t key;
 
-	F(lbct_key)(&key, &k->dst, &k->src, k->p.dport, k->p.sport, k->p.ct_proto, LBCT_BACK);
+	F(lbct_key)(&key, &k->dst, &k->src, k->p.dport, k->p.sport, k->p.ct_proto, LBCT_BACK | inside);
 	F(lbct_promote)(&key);
 	key.addr = service;
 	key.port = port;
-	key.way = LBCT_THERE;
+	key.way = LBCT_THERE | inside;
 	F(lbct_promote)(&key);
 	return 0;
 }
 
 /* The row of a packet for a service; 0: none that holds. Static: see who_exactly. */
-static __noinline struct weft_lbct *F(lbct_there)(const struct F(pkt) *k)
+static __noinline struct weft_lbct *F(lbct_there)(const struct F(pkt) *k, __u32 inside)
 {
 	struct weft_lbct *c;
 	lbct_key_t key;
 
-	F(lbct_key)(&key, &k->src, &k->dst, k->p.sport, k->p.dport, k->p.ct_proto, LBCT_THERE);
+	F(lbct_key)(&key, &k->src, &k->dst, k->p.sport, k->p.dport, k->p.ct_proto, LBCT_THERE | inside);
 	c = F(lbct_at)(&key);
 	return c && !expired(c->expires, now_tick()) && !lbct_over(c, &k->p) ? c : 0;
 }
 
 /* The row that leads back from where another leads; 0: it is lost, or another connection's. Static: see who_exactly. */
-static __noinline struct weft_lbct *F(lbct_back)(const struct F(pkt) *k, const struct weft_lbct *there)
+static __noinline struct weft_lbct *F(lbct_back)(const struct F(pkt) *k, const struct weft_lbct *there, __u32 inside)
 {
 	struct weft_lbct *c;
 	lbct_key_t key;
 
-	F(lbct_key)(&key, &k->src, LBCT_ADDR(there), k->p.sport, there->port, k->p.ct_proto, LBCT_BACK);
+	F(lbct_key)(&key, &k->src, LBCT_ADDR(there), k->p.sport, there->port, k->p.ct_proto, LBCT_BACK | inside);
 	c = F(lbct_at)(&key);
 	return c && F(same)(LBCT_ADDR(c), &k->dst) && c->port == k->p.dport ? c : 0;
 }

@@ -35,7 +35,7 @@ static __always_inline bool nat_in_range(const struct weft_config *cfg, __u16 po
 	return p >= cfg->nat_min && p <= cfg->nat_max;
 }
 
-/* SCTP's checksum covers the ports and would have to be made anew: they stay. */
+/* SCTP's associations name addresses and are mostly from one fixed port: masquerade leaves it as it is. */
 static __always_inline bool nat_keeps_port(__u8 proto)
 {
 	return proto == IPPROTO_SCTP;

@@ -6,12 +6,8 @@
  */
 
 #if FAMILY == 4
-#define NAT_FAMILY NAT_IPV4
-#define NAT_SERVICES NAT_SERVICES4
 #define OWNER(e) (&(e)->addr.w[0])
 #else
-#define NAT_FAMILY NAT_IPV6
-#define NAT_SERVICES NAT_SERVICES6
 #define OWNER(e) (&(e)->addr)
 #endif
 
@@ -139,7 +135,7 @@ __noinline int F(nat_try)(const nat_key_t *key, const struct F(pkt) *k, const st
 	 * Two CPUs may want one port: the kernel lets one of them. Clients, whom anybody can
 	 * forge, have a table of their own: nearly always other peers are theirs.
 	 */
-	if (!to->endpoint && !F(same)(&k->src, &to->addr))
+	if ((cfg->nat & NAT_SERVICES) && !to->endpoint && !F(same)(&k->src, &to->addr))
 		return bpf_map_update_elem(&F(weft_natc), &own, &v, BPF_NOEXIST) ? TRY_TAKEN : TRY_OURS;
 	return bpf_map_update_elem(&F(weft_natn), &own, &v, BPF_NOEXIST) ? TRY_TAKEN : TRY_OURS;
 }
@@ -391,6 +387,8 @@ __noinline int F(nat_restore)(const struct F(pkt) *k, const struct sides *s, __u
 		return 0;
 	F(ct_key)(&f, k);
 	v.flags = CT_STACK | CT_ANSWERED | (f.hi ? 0 : CT_OPENER_HI);
+	if (cfg->nat & NAT_SERVICES)
+		v.flags |= CT_SERVICE; /* it may be: to_pod looks */
 	if (k->p.ct_proto == IPPROTO_TCP && !(k->p.tcp_flags & TCP_SYN))
 		v.flags |= CT_GUESSED;
 	v.src_identity = s->to.identity;
@@ -414,20 +412,24 @@ static __always_inline bool F(nat_pod)(const struct F(pkt) *k, const struct weft
 
 /*
  * Has the host hold the port that it sends from. Where that is a pod's already,
- * conntrack learns of the flow, and it is to get another port outside.
+ * conntrack learns of the flow, and it is to get another port outside. With a reset
+ * it takes none: it sends one, too, for each answer to a flow that a flood pushed out.
  */
 __noinline int F(nat_hold)(const struct F(pkt) *k, const struct nat_ask *ask)
 {
+	__u32 how = HOW_TAKE;
 	struct F(nat_to) to = {};
 	nat_key_t key;
 	int rc;
 
 	if (!k || !ask)
 		return VERDICT_STACK;
+	if (!ask->opens)
+		how = k->p.tcp_flags & TCP_RST ? HOW_SEEK : HOW_TAKE | HOW_GUESSED;
 	to.addr = k->saddr;
 	to.port = k->p.sport;
 	F(nat_key)(&key, k, &to);
-	rc = F(nat_try)(&key, k, &to, HOW_TAKE | (ask->opens ? 0 : HOW_GUESSED));
+	rc = F(nat_try)(&key, k, &to, how);
 	if (rc == TRY_GROWN)
 		F(nat_promote)(&key);
 	return TRY_HAS(rc) || !ask->opens ? VERDICT_STACK : MASQUERADE;

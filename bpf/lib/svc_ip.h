@@ -13,12 +13,15 @@
 
 #define SVC_ATTEMPTS 4  /* backends that are tried for one connection */
 
+#define LBCT_SIDE(inside) ((inside) ? LBCT_INSIDE : 0)
+
 #define BACK_NONE 0
 #define BACK_OURS 1  /* of this connection */
 #define BACK_TAKEN 2 /* of another one, to another address */
 
-#define PUT_BACK 1   /* both rows, else only the one that leads there */
-#define PUT_REMOTE 2 /* the backend is not of this node */
+/* LBCT_INSIDE, and: */
+#define PUT_BACK 4   /* both rows, else only the one that leads there */
+#define PUT_REMOTE 8 /* the backend is not of this node */
 #endif
 
 /* The row of a key whose scope is SVC_EXTERNAL, for who is inside or not. */
@@ -108,12 +111,12 @@ static __noinline bool F(svc_local)(const struct weft_backend *b)
 }
 
 /* Has the client a connection with the backend, from the same port? Static: see who_exactly. */
-static __noinline int F(svc_has_back)(const struct F(pkt) *k, const struct weft_backend *b)
+static __noinline int F(svc_has_back)(const struct F(pkt) *k, const struct weft_backend *b, __u32 inside)
 {
 	const struct weft_lbct *c;
 	lbct_key_t key;
 
-	F(lbct_key)(&key, &k->src, &k->dst, k->p.sport, b->port, k->p.ct_proto, LBCT_BACK);
+	F(lbct_key)(&key, &k->src, &k->dst, k->p.sport, b->port, k->p.ct_proto, LBCT_BACK | inside);
 	F(svc_addr)(&key.addr, b);
 	c = F(lbct_at)(&key);
 	if (!c || expired(c->expires, now_tick()) || c->generation != b->generation || lbct_over(c, &k->p))
@@ -154,17 +157,15 @@ static __noinline int F(svc_put)(const struct F(pkt) *k, const struct weft_backe
 	if (how & PUT_BACK) {
 		v.port = k->p.dport;
 		*LBCT_ADDR(&v) = k->dst;
-		F(lbct_key)(&key, &k->src, &k->dst, k->p.sport, b->port, k->p.ct_proto, LBCT_BACK);
+		F(lbct_key)(&key, &k->src, &k->dst, k->p.sport, b->port, k->p.ct_proto, LBCT_BACK | (how & LBCT_INSIDE));
 		F(svc_addr)(&key.addr, b);
-		bpf_map_delete_elem(&F(weft_lbct), &key); /* an older one there would be found first */
-		if (bpf_map_update_elem(&F(weft_lbctn), &key, &v, BPF_ANY))
+		if (F(lbct_begin)(&key, &v))
 			count(HOOK_FROM_NET, NOTE_SVC_FULL, 0);
 	}
 	v.port = b->port;
 	F(svc_addr)(LBCT_ADDR(&v), b);
-	F(lbct_key)(&key, &k->src, &k->dst, k->p.sport, k->p.dport, k->p.ct_proto, LBCT_THERE);
-	bpf_map_delete_elem(&F(weft_lbct), &key);
-	if (bpf_map_update_elem(&F(weft_lbctn), &key, &v, BPF_ANY))
+	F(lbct_key)(&key, &k->src, &k->dst, k->p.sport, k->p.dport, k->p.ct_proto, LBCT_THERE | (how & LBCT_INSIDE));
+	if (F(lbct_begin)(&key, &v))
 		count(HOOK_FROM_NET, NOTE_SVC_FULL, 0);
 	return 0;
 }
@@ -201,13 +202,13 @@ static __always_inline int F(svc_new)(const struct F(pkt) *k, struct F(nat_to) *
 	to->addr = k->saddr;
 	if (!inside && F(ours_alone)(&to->addr))
 		return 0; /* forged: it is dropped for that */
-	if (k->p.tcp_flags & TCP_RST)
-		return 0; /* it ends what is not there */
+	if ((k->p.tcp_flags & TCP_RST) || (k->p.tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK))
+		return 0; /* it ends what is not there, or answers somebody who has a NodePort's number for a port */
 	for (__u32 i = 0; i < SVC_ATTEMPTS; i++) {
 		s = F(svc_row)(k, inside);
 		if (!s)
 			return 0;
-		if ((s->flags & SVC_SOURCES) && !F(svc_admits)(s, k))
+		if (!inside && (s->flags & SVC_SOURCES) && !F(svc_admits)(s, k))
 			return DROP_SOURCE_RANGES;
 		if (!s->count)
 			return F(svc_refuse)(s, inside);
@@ -215,10 +216,10 @@ static __always_inline int F(svc_new)(const struct F(pkt) *k, struct F(nat_to) *
 		if (!b)
 			continue;
 		/* What it answers could not be told apart if it had one from there already. */
-		had = F(svc_has_back)(k, b);
+		had = F(svc_has_back)(k, b, LBCT_SIDE(inside));
 		if (had == BACK_TAKEN || (had == BACK_NONE && F(svc_direct)(k, b)))
 			continue;
-		how = had == BACK_OURS ? 0 : PUT_BACK;
+		how = LBCT_SIDE(inside) | (had == BACK_OURS ? 0 : PUT_BACK);
 		if (!inside && !F(svc_local)(b))
 			how |= PUT_REMOTE;
 		F(svc_put)(k, b, id, how);
@@ -241,7 +242,7 @@ static __always_inline bool F(svc_still)(const struct F(pkt) *k, __u32 id, bool 
 	if (k->p.ct_proto == IPPROTO_TCP && !opens_tcp(&k->p))
 		return true;
 	s = F(svc_row)(k, inside);
-	if (!s || ((s->flags & SVC_SOURCES) && !F(svc_admits)(s, k)))
+	if (!s || (!inside && (s->flags & SVC_SOURCES) && !F(svc_admits)(s, k)))
 		return false;
 	return k->p.ct_proto != IPPROTO_UDP || svc_has(s, id);
 }
@@ -249,7 +250,7 @@ static __always_inline bool F(svc_still)(const struct F(pkt) *k, __u32 id, bool 
 /* What a packet of a known connection is to become. 0: it is of none. */
 static __always_inline int F(svc_known)(const struct F(pkt) *k, struct F(nat_to) *to, bool inside)
 {
-	struct weft_lbct *c = F(lbct_there)(k), *back;
+	struct weft_lbct *c = F(lbct_there)(k, LBCT_SIDE(inside)), *back;
 	const struct weft_backend *b;
 	__u32 id;
 
@@ -260,15 +261,16 @@ static __always_inline int F(svc_known)(const struct F(pkt) *k, struct F(nat_to)
 	if (!b || b->generation != c->generation)
 		return 0; /* it is gone: whoever goes on is told so by another one */
 	if (!k->p.error && F(lbct_due)(k, c)) {
-		if (!F(svc_still)(k, id, inside))
+		to->addr = k->saddr;
+		if ((!inside && F(ours_alone)(&to->addr)) || !F(svc_still)(k, id, inside))
 			return 0;
-		back = F(lbct_back)(k, c);
+		back = F(lbct_back)(k, c, LBCT_SIDE(inside));
 		if (back && lbct_over(back, &k->p))
 			return 0;
 		if (back)
 			F(lbct_touch)(k, c, back);
-		else if (F(svc_has_back)(k, b) == BACK_NONE)
-			F(svc_put)(k, b, id, PUT_BACK | (c->flags & LBCTF_REMOTE ? PUT_REMOTE : 0));
+		else if (F(svc_has_back)(k, b, LBCT_SIDE(inside)) == BACK_NONE)
+			F(svc_put)(k, b, id, PUT_BACK | LBCT_SIDE(inside) | (c->flags & LBCTF_REMOTE ? PUT_REMOTE : 0));
 		else
 			return 0; /* somebody else's by now */
 	}
@@ -328,14 +330,14 @@ __noinline int F(svc_inside)(struct __sk_buff *skb, struct F(pkt) *k)
 }
 
 /* Does a packet answer for a service, or tell of what was sent to it? Then to holds its address. Static: see who_exactly. */
-static __noinline bool F(svc_answer)(const struct F(pkt) *k, struct F(nat_to) *to)
+static __noinline bool F(svc_answer)(const struct F(pkt) *k, struct F(nat_to) *to, __u32 inside)
 {
 	const struct weft_config *cfg = config();
 	__u32 now = now_tick(), set = NATF_ANSWERED;
 	struct weft_lbct *c;
 	lbct_key_t key;
 
-	F(lbct_key)(&key, &k->dst, &k->src, k->p.dport, k->p.sport, k->p.ct_proto, LBCT_BACK);
+	F(lbct_key)(&key, &k->dst, &k->src, k->p.dport, k->p.sport, k->p.ct_proto, LBCT_BACK | inside);
 	c = F(lbct_at)(&key);
 	if (!cfg || !c || expired(c->expires, now))
 		return false;
@@ -349,7 +351,7 @@ static __noinline bool F(svc_answer)(const struct F(pkt) *k, struct F(nat_to) *t
 		set |= NATF_RST;
 	lbct_set(c, cfg, k->p.ct_proto, now, set);
 	if ((c->flags & (NATF_WENT_ON | NATF_RST | LBCTF_MAIN)) == NATF_WENT_ON)
-		F(lbct_grow)(k, c);
+		F(lbct_grow)(k, c, inside);
 	return true;
 }
 
@@ -367,20 +369,6 @@ static __noinline int F(svc_judge)(const struct F(pkt) *k, struct nat_ask *ask)
 	ask->endpoint = ask->generation = 0;
 	ask->client = true;
 	return MASQUERADE;
-}
-
-/* Does a packet answer for a service? Then it is not the opener of a flow to masquerade. Static: see who_exactly. */
-static __noinline bool F(svc_answers)(const struct F(pkt) *k)
-{
-	const struct weft_config *cfg = config();
-	const struct weft_lbct *c;
-	lbct_key_t key;
-
-	if (!cfg || !(cfg->nat & NAT_SERVICES) || !k->p.ports)
-		return false;
-	F(lbct_key)(&key, &k->dst, &k->src, k->p.dport, k->p.sport, k->p.ct_proto, LBCT_BACK);
-	c = F(lbct_at)(&key);
-	return c && !expired(c->expires, now_tick());
 }
 
 /* Gives an answer, or what is told of what was sent, the service's address. */
@@ -411,7 +399,7 @@ __noinline int F(svc_leave)(struct __sk_buff *skb, const struct F(pkt) *k, struc
 
 	if (!k || !ask || !cfg || !(cfg->nat & NAT_SERVICES) || !k->p.ports)
 		return VERDICT_STACK;
-	if (F(svc_answer)(k, &to))
+	if (F(svc_answer)(k, &to, 0))
 		return F(svc_give_back)(skb, k, &to, HOOK_TO_NET);
 	code = F(svc_judge)(k, ask);
 	if (code != MASQUERADE || !k->p.error)
@@ -441,7 +429,7 @@ __noinline int F(svc_arrive)(struct __sk_buff *skb, const struct F(pkt) *k, bool
 	const struct weft_config *cfg = config();
 	struct F(nat_to) to = {};
 
-	if (!k || !cfg || !(cfg->nat & NAT_SERVICES) || !k->p.ports || !F(svc_answer)(k, &to))
+	if (!k || !cfg || !(cfg->nat & NAT_SERVICES) || !k->p.ports || !F(svc_answer)(k, &to, LBCT_INSIDE))
 		return VERDICT_STACK;
 	if (fresh)
 		F(svc_remind)(k);

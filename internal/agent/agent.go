@@ -314,7 +314,8 @@ type purger struct{ *datapath.Datapath }
 func (p purger) PurgeAddrs(addrs ...netip.Addr) error {
 	_, err := p.Maps().CT.PurgeAddrs(addrs...)
 	_, natErr := p.Maps().NAT.PurgeAddrs(addrs...)
-	return errors.Join(err, natErr)
+	_, lbErr := p.Maps().LBConns.PurgeAddrs(addrs...)
+	return errors.Join(err, natErr, lbErr)
 }
 
 // newLoops makes derivation, reconcilers, gate and CNI server, on a database

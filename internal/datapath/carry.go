@@ -134,7 +134,9 @@ func (f *mapFiles) giveBack() error {
 
 // young says whether flows begin in this table (decision 0005).
 func (c *carry) young() bool {
-	return strings.HasPrefix(c.name, "weft_ctn") || strings.HasPrefix(c.name, "weft_natn") || strings.HasPrefix(c.name, "weft_natc") || strings.HasPrefix(c.name, "weft_lbctn")
+	return slices.ContainsFunc([]string{"weft_ctn", "weft_natn", "weft_natc", "weft_lbctn", "weft_lbctp"}, func(prefix string) bool {
+		return strings.HasPrefix(c.name, prefix)
+	})
 }
 
 // written returns what concerns maps that programs write: all LRU maps, and no

@@ -48,12 +48,8 @@ func TestServiceFlood(t *testing.T) {
 			}
 			server, asked := e.askedByPod(t, a.pods[0], ap(e.at.of(fam), uint16(7000+i)))
 			e.flood(t, fam, at, 20*testSizes.NATClient)
-			if _, err := server.WriteTo([]byte("answer"), asked.from); err != nil {
-				t.Fatal(err)
-			}
-			must(t, asked.SetReadDeadline(time.Now().Add(patience)))
-			if n, err := asked.Read(make([]byte, 10)); err != nil || n != 6 {
-				t.Errorf("the answer to what a pod asked before the flood: %d bytes, %v", n, err)
+			if err := answered(server, asked); err != nil {
+				t.Errorf("the answer to what a pod asked before the flood: %v", err)
 			}
 			if dead := stillGo(idle); dead > 0 || len(idle) != 50 {
 				t.Errorf("%d of %d idle connections do not go on", dead, len(idle))
@@ -63,6 +59,23 @@ func TestServiceFlood(t *testing.T) {
 			}
 		})
 	}
+}
+
+// answered sends an answer, and again: full queues may swallow one after a flood.
+func answered(server net.PacketConn, q question) error {
+	var err error
+	for range 10 {
+		if _, err = server.WriteTo([]byte("answer"), q.from); err != nil {
+			return err
+		}
+		if err = q.SetReadDeadline(time.Now().Add(patience / 10)); err != nil {
+			return err
+		}
+		if _, err = q.Read(make([]byte, 10)); err == nil {
+			return nil
+		}
+	}
+	return err
 }
 
 type question struct {

@@ -209,3 +209,61 @@ func TestNodePortOfOtherNode(t *testing.T) {
 		e.noDrops()
 	})
 }
+
+// Guards against a pod's answer that is taken for a question to a NodePort, since the
+// process of a node that it answers has the same number for a port.
+func TestAnswerToNodePortNumber(t *testing.T) {
+	e := newEdge(t)
+	a := e.nodes[0]
+	server := a.pods[1]
+	for _, fam := range families {
+		for _, proto := range []uint8{table.ProtoTCP, table.ProtoUDP} {
+			e.frontend(ap(unspecified(fam), edgePorts), proto, ap(a.pods[0].addr.of(fam), 8080))
+		}
+		to := ap(server.addr.of(fam), 9090)
+		echoTCP(t, server.space, to)
+		echoUDP(t, server.space, to)
+		for _, m := range e.nodes {
+			from := ap(m.addr.of(fam), edgePorts)
+			if err := fromPort(t, m.space, from, to); err != nil {
+				t.Errorf("TCP from %s: %v", from, err)
+			}
+			m.in(t, func() {
+				c, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(from), net.UDPAddrFromAddrPort(to))
+				must(t, err)
+				defer c.Close()
+				if err := say(c); err != nil {
+					t.Errorf("UDP from %s: %v", from, err)
+				}
+			})
+		}
+	}
+}
+
+// Guards against ranges of clients outside that are asked about pods, and against rows
+// of a pod that are there for the next one with its address.
+func TestServicePastSocketInside(t *testing.T) {
+	e := newEdge(t)
+	a := e.nodes[0]
+	asker := a.pods[1]
+	for _, fam := range families {
+		back := ap(a.pods[0].addr.of(fam), 8080)
+		echoTCP(t, a.pods[0].space, back)
+		f := e.frontend(ap(e.vip.of(fam), edgePorts), table.ProtoTCP, back)
+		f.Flags |= table.FrontendSources
+		must(t, a.d.Maps().Services.Upsert(*f))
+		if err := roundTrip(t, asker.space, "tcp", f.Key.Addr, 100); err != nil {
+			t.Errorf("source ranges without this pod: %v", err)
+		}
+	}
+	conns := a.d.Maps().LBConns
+	if rows, err := conns.List(0); err != nil || len(rows) != len(families) {
+		t.Fatalf("rows %v, %v", rows, err)
+	}
+	if n, err := conns.PurgeAddrs(asker.addr.v4, asker.addr.v6); err != nil || n != 2*len(families) {
+		t.Errorf("%d rows of a pod are removed, %v", n, err)
+	}
+	if rows, err := conns.List(0); err != nil || len(rows) > 0 {
+		t.Errorf("rows are left: %v, %v", rows, err)
+	}
+}

@@ -16,15 +16,16 @@ import (
 
 // LBCT_* of bpf/lib/lb.h.
 const (
-	lbctThere = 0
-	lbctBack  = 1
+	lbctThere  = 0
+	lbctBack   = 1
+	lbctInside = 2
 
 	lbctRemote = 1 << 8
 	lbctFlags  = 1<<10 - 1 // all that are in use
 )
 
-// LBConnRow is one connection that came from outside to a service, as the row says
-// that leads back from the backend.
+// LBConnRow is one connection that came to a service packet by packet, from outside or
+// from a pod past its socket, as the row says that leads back from the backend.
 type LBConnRow struct {
 	Proto   string         `json:"proto"`
 	Client  netip.AddrPort `json:"client"`
@@ -58,8 +59,11 @@ func CompareLBConnRows(a, b LBConnRow) int {
 	return cmp.Or(a.Service.Compare(b.Service), cmp.Compare(a.Proto, b.Proto), a.Client.Compare(b.Client))
 }
 
-// LBConnMap is the connections from outside to services.
-type LBConnMap struct{ main4, main6, new4, new6 *ebpf.Map }
+// LBConnMap is the connections to services, from outside and of pods past their sockets.
+type LBConnMap struct {
+	main4, main6, new4, new6 *ebpf.Map
+	pods4, pods6             *ebpf.Map // young ones of pods
+}
 
 // lbKey is a key of either family.
 type lbKey struct {
@@ -69,7 +73,7 @@ type lbKey struct {
 	pad              [2]uint8
 }
 
-func (k lbKey) valid() bool { return k.way <= lbctBack && k.pad == [2]uint8{} }
+func (k lbKey) valid() bool { return k.way <= lbctBack|lbctInside && k.pad == [2]uint8{} }
 
 // drop removes the entries that f wants gone, at most limit (0: all), and returns
 // their number. still is asked again right before.
@@ -80,13 +84,13 @@ func (m *LBConnMap) drop(f func(lbKey, object.DatapathWeftLbct) bool, limit int,
 		}
 		return max(0, limit-n)
 	}
-	for _, mm := range []*ebpf.Map{m.main4, m.new4} {
+	for _, mm := range []*ebpf.Map{m.main4, m.new4, m.pods4} {
 		c, e := purge(mm, func(k object.DatapathWeftLbct4Key, v object.DatapathWeftLbct) bool {
 			return f(lbKey{addr4(k.Client), addr4(k.Addr), port(k.ClientPort), port(k.Port), k.Proto, k.Way, k.Pad}, v)
 		}, left(), still)
 		n, err = n+c, errors.Join(err, e)
 	}
-	for _, mm := range []*ebpf.Map{m.main6, m.new6} {
+	for _, mm := range []*ebpf.Map{m.main6, m.new6, m.pods6} {
 		c, e := purge(mm, func(k object.DatapathWeftLbct6Key, v object.DatapathWeftLbct) bool {
 			return f(lbKey{addr6(k.Client), addr6(k.Addr), port(k.ClientPort), port(k.Port), k.Proto, k.Way, k.Pad}, v)
 		}, left(), still)
@@ -103,7 +107,7 @@ func (m *LBConnMap) List(limit int) ([]LBConnRow, error) {
 	}
 	rows := []LBConnRow{}
 	_, err = m.drop(func(k lbKey, v object.DatapathWeftLbct) bool {
-		if k.way != lbctBack || (limit > 0 && len(rows) >= limit) {
+		if k.way&^lbctInside != lbctBack || (limit > 0 && len(rows) >= limit) {
 			return false
 		}
 		service := addr6(v.Addr)
@@ -134,6 +138,21 @@ func (j *scrub) lbConns(m *LBConnMap, backends uint32) (int, error) {
 // goes on are made anew.
 func (m *LBConnMap) Flush() (int, error) {
 	return m.drop(func(lbKey, object.DatapathWeftLbct) bool { return true }, 0, nil)
+}
+
+// PurgeAddrs removes the rows of connections from and to the addresses, and returns how many.
+func (m *LBConnMap) PurgeAddrs(addrs ...netip.Addr) (int, error) {
+	set := map[netip.Addr]bool{}
+	for _, a := range addrs {
+		set[a] = true
+	}
+	return m.drop(func(k lbKey, v object.DatapathWeftLbct) bool {
+		to := addr6(v.Addr)
+		if k.client.Is4() {
+			to = addr4(v.Addr.W[0])
+		}
+		return set[k.client] || set[k.addr] || set[to]
+	}, 0, nil)
 }
 
 // Sweep removes at most limit expired rows and returns their number.

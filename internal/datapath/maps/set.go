@@ -67,6 +67,7 @@ func NewSet(raw map[string]*ebpf.Map) (*Set, error) {
 		LBConns: &LBConnMap{
 			main4: raw[object.DatapathMapWeftLbct4], main6: raw[object.DatapathMapWeftLbct6],
 			new4: raw[object.DatapathMapWeftLbctn4], new6: raw[object.DatapathMapWeftLbctn6],
+			pods4: raw[object.DatapathMapWeftLbctp4], pods6: raw[object.DatapathMapWeftLbctp6],
 		},
 		Metrics: &MetricsMap{m: raw[object.DatapathMapWeftMetrics]},
 		Ways:    ways,
@@ -82,7 +83,7 @@ func Names() []string {
 		object.DatapathMapWeftEp, object.DatapathMapWeftEvents, object.DatapathMapWeftFrag4,
 		object.DatapathMapWeftFrag6, object.DatapathMapWeftIpc4, object.DatapathMapWeftIpc6,
 		object.DatapathMapWeftLbct4, object.DatapathMapWeftLbct6, object.DatapathMapWeftLbctn4, object.DatapathMapWeftLbctn6,
-		object.DatapathMapWeftMetrics, object.DatapathMapWeftNat4, object.DatapathMapWeftNat6,
+		object.DatapathMapWeftLbctp4, object.DatapathMapWeftLbctp6, object.DatapathMapWeftMetrics, object.DatapathMapWeftNat4, object.DatapathMapWeftNat6,
 		object.DatapathMapWeftNatc4, object.DatapathMapWeftNatc6, object.DatapathMapWeftNatdev, object.DatapathMapWeftNatip, object.DatapathMapWeftNatn4,
 		object.DatapathMapWeftNatn6, object.DatapathMapWeftNet4, object.DatapathMapWeftNet6,
 		object.DatapathMapWeftNomasq4, object.DatapathMapWeftNomasq6,

@@ -24,8 +24,8 @@ type Sizes struct {
 	Backends  int `json:"backends"`  // of both families, less one: id 0 is none
 	Affinity  int `json:"affinity"`  // clients that keep their backend, of both families
 	Sockets   int `json:"sockets"`   // sockets that talk to services, of both families
-	LBConns   int `json:"lbConns"`   // rows of connections from outside to services that went on after an answer: two each
-	LBConnNew int `json:"lbConnNew"` // rows of all others
+	LBConns   int `json:"lbConns"`   // rows of connections to services, packet by packet, that went on after an answer: two each
+	LBConnNew int `json:"lbConnNew"` // rows of all others, of those from outside and of pods' each
 }
 
 // DefaultSizes suits a node with 110 pods in a cluster of 1,000 nodes. The LRU
@@ -83,5 +83,6 @@ func (s Sizes) Entries() map[string]int {
 		object.DatapathMapWeftBe: s.Backends, object.DatapathMapWeftAffinity: s.Affinity, object.DatapathMapWeftSk: s.Sockets,
 		object.DatapathMapWeftLbct4: s.LBConns, object.DatapathMapWeftLbct6: s.LBConns,
 		object.DatapathMapWeftLbctn4: s.LBConnNew, object.DatapathMapWeftLbctn6: s.LBConnNew,
+		object.DatapathMapWeftLbctp4: s.LBConnNew, object.DatapathMapWeftLbctp6: s.LBConnNew,
 	}
 }

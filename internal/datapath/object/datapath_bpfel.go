@@ -394,6 +394,8 @@ const (
 	DatapathMapWeftLbct6         = "weft_lbct6"
 	DatapathMapWeftLbctn4        = "weft_lbctn4"
 	DatapathMapWeftLbctn6        = "weft_lbctn6"
+	DatapathMapWeftLbctp4        = "weft_lbctp4"
+	DatapathMapWeftLbctp6        = "weft_lbctp6"
 	DatapathMapWeftMetrics       = "weft_metrics"
 	DatapathMapWeftNat4          = "weft_nat4"
 	DatapathMapWeftNat6          = "weft_nat6"
@@ -521,6 +523,8 @@ type DatapathMapSpecs struct {
 	WeftLbct6    *ebpf.MapSpec `ebpf:"weft_lbct6"`
 	WeftLbctn4   *ebpf.MapSpec `ebpf:"weft_lbctn4"`
 	WeftLbctn6   *ebpf.MapSpec `ebpf:"weft_lbctn6"`
+	WeftLbctp4   *ebpf.MapSpec `ebpf:"weft_lbctp4"`
+	WeftLbctp6   *ebpf.MapSpec `ebpf:"weft_lbctp6"`
 	WeftMetrics  *ebpf.MapSpec `ebpf:"weft_metrics"`
 	WeftNat4     *ebpf.MapSpec `ebpf:"weft_nat4"`
 	WeftNat6     *ebpf.MapSpec `ebpf:"weft_nat6"`
@@ -594,6 +598,8 @@ type DatapathMaps struct {
 	WeftLbct6    *ebpf.Map `ebpf:"weft_lbct6"`
 	WeftLbctn4   *ebpf.Map `ebpf:"weft_lbctn4"`
 	WeftLbctn6   *ebpf.Map `ebpf:"weft_lbctn6"`
+	WeftLbctp4   *ebpf.Map `ebpf:"weft_lbctp4"`
+	WeftLbctp6   *ebpf.Map `ebpf:"weft_lbctp6"`
 	WeftMetrics  *ebpf.Map `ebpf:"weft_metrics"`
 	WeftNat4     *ebpf.Map `ebpf:"weft_nat4"`
 	WeftNat6     *ebpf.Map `ebpf:"weft_nat6"`
@@ -637,6 +643,8 @@ func (m *DatapathMaps) Close() error {
 		m.WeftLbct6,
 		m.WeftLbctn4,
 		m.WeftLbctn6,
+		m.WeftLbctp4,
+		m.WeftLbctp6,
 		m.WeftMetrics,
 		m.WeftNat4,
 		m.WeftNat6,
