@@ -22,6 +22,13 @@ const (
 	ServiceExternalName = "ExternalName"
 )
 
+// Algorithms by which connections from outside are spread over backends, as Cilium
+// writes them.
+const (
+	AlgorithmRandom = "random"
+	AlgorithmMaglev = "maglev"
+)
+
 // Service is what Weft reads of a Kubernetes Service. It is written by
 // internal/k8s only; internal/service says what follows from it.
 type Service struct {
@@ -47,6 +54,7 @@ type Service struct {
 	// Restricted: loadBalancerSourceRanges are given, be they readable or not.
 	Restricted   bool           `json:"restricted,omitempty"`
 	SourceRanges []netip.Prefix `json:"sourceRanges,omitempty"`
+	Algorithm    string         `json:"algorithm,omitempty"` // Algorithm* of its annotation; empty: none that is known
 	// Garbage names what could not be read: `externalIP "10.0.0.300"`.
 	Garbage []string `json:"garbage,omitempty"`
 }
@@ -73,7 +81,7 @@ func (s *Service) FullName() string { return s.Namespace + "/" + s.Name }
 func (s *Service) Equal(o *Service) bool {
 	return s.Namespace == o.Namespace && s.Name == o.Name && s.UID == o.UID && s.Created.Equal(o.Created) && s.Type == o.Type &&
 		s.Headless == o.Headless && s.Elsewhere == o.Elsewhere && s.InternalLocal == o.InternalLocal && s.ExternalLocal == o.ExternalLocal && s.HealthPort == o.HealthPort &&
-		s.Affinity == o.Affinity && s.Restricted == o.Restricted &&
+		s.Affinity == o.Affinity && s.Restricted == o.Restricted && s.Algorithm == o.Algorithm &&
 		slices.Equal(s.ClusterIPs, o.ClusterIPs) && slices.Equal(s.ExternalIPs, o.ExternalIPs) && slices.Equal(s.Ingress, o.Ingress) &&
 		slices.Equal(s.Ports, o.Ports) && slices.Equal(s.SourceRanges, o.SourceRanges) && slices.Equal(s.Garbage, o.Garbage)
 }

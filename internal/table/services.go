@@ -44,6 +44,9 @@ const (
 	FrontendLocal uint32 = 1 << 1
 	// FrontendSources marks a row that only SourceRanges may use from outside.
 	FrontendSources uint32 = 1 << 2
+	// FrontendMaglev marks a row whose connections from outside are spread by a Maglev
+	// table, where it has more than one backend; else at random.
+	FrontendMaglev uint32 = 1 << 3
 )
 
 // FrontendType says which part of a Service a frontend comes from.

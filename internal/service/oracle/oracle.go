@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/weft-net/weft/internal/service/maglev"
 	"github.com/weft-net/weft/internal/table"
 )
 
@@ -22,6 +23,10 @@ type World struct {
 	NodeAddrs  []netip.Addr // of all nodes: where NodePorts are
 	OtherNodes []netip.Addr // those of NodeAddrs that are not this node's
 	IPv4, IPv6 bool
+
+	Algorithm   string // of Services that name none, or are not asked
+	Annotations bool   // they are asked
+	Maglev      maglev.Table
 }
 
 // From is where a client is.
