@@ -28,6 +28,7 @@ const (
 const (
 	proxyNameLabel         = "service.kubernetes.io/service-proxy-name"
 	sourceRangesAnnotation = "service.beta.kubernetes.io/load-balancer-source-ranges"
+	algorithmAnnotation    = "service.cilium.io/lb-algorithm"
 )
 
 // forNodesProxy selects what the proxy of the nodes is to look at, as kube-proxy
@@ -72,7 +73,21 @@ func serviceRow(s *corev1.Service) *table.Service {
 	}
 	serviceAddresses(row, s)
 	sourceRanges(row, s)
+	algorithm(row, s)
 	return row
+}
+
+// algorithm reads the annotation that chooses one. With any other value it is as if
+// there were none.
+func algorithm(row *table.Service, s *corev1.Service) {
+	text, has := s.Annotations[algorithmAnnotation]
+	switch {
+	case !has:
+	case text == table.AlgorithmRandom || text == table.AlgorithmMaglev:
+		row.Algorithm = text
+	default:
+		row.Garbage = append(row.Garbage, fmt.Sprintf("annotation %s %q (%s and %s are known)", algorithmAnnotation, text, table.AlgorithmRandom, table.AlgorithmMaglev))
+	}
 }
 
 // serviceAddresses fills in the addresses; what is none is named in the row.
@@ -202,7 +217,7 @@ func protocol(p corev1.Protocol) uint8 {
 func stripService(s *corev1.Service) *corev1.Service {
 	out := &corev1.Service{ObjectMeta: stripMeta(s.ObjectMeta), Spec: s.Spec}
 	out.Labels = only(s.Labels, proxyNameLabel, corev1.IsHeadlessService)
-	out.Annotations = only(s.Annotations, sourceRangesAnnotation)
+	out.Annotations = only(s.Annotations, sourceRangesAnnotation, algorithmAnnotation)
 	out.Spec.Selector = nil
 	out.Status.LoadBalancer = s.Status.LoadBalancer
 	return out

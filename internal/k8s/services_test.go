@@ -79,6 +79,7 @@ func testServices(t *testing.T, f *fixture) {
 		ExternalTrafficPolicy: corev1.ServiceExternalTrafficPolicyLocal, InternalTrafficPolicy: new(corev1.ServiceInternalTrafficPolicyLocal),
 		LoadBalancerSourceRanges: []string{"203.0.113.0/24"},
 	})
+	s.Annotations = map[string]string{"service.cilium.io/lb-algorithm": "maglev"}
 	f.Do(t, http.MethodPost, servicesPath, s, &s)
 	s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{
 		{IP: "198.51.100.1"}, {IP: "198.51.100.2", IPMode: new(corev1.LoadBalancerIPModeProxy)}, {Hostname: "lb.example"},
@@ -103,7 +104,7 @@ func testServices(t *testing.T, f *fixture) {
 		Ingress:       []table.ServiceIngress{{Addr: ip("198.51.100.1")}, {Addr: ip("198.51.100.2"), Proxy: true}},
 		Ports:         []table.ServicePortSpec{{Name: "web", Proto: table.ProtoTCP, Port: 80, NodePort: s.Spec.Ports[0].NodePort}},
 		InternalLocal: true, ExternalLocal: true, HealthPort: uint16(s.Spec.HealthCheckNodePort), Affinity: 3 * time.Hour,
-		Restricted: true, SourceRanges: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")},
+		Restricted: true, SourceRanges: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}, Algorithm: table.AlgorithmMaglev,
 	}
 	if got := f.service("web"); !got.Equal(want) {
 		t.Errorf("got %+v, want %+v", got, want)
@@ -160,7 +161,7 @@ func testServiceChanges(t *testing.T, f *fixture) {
 func TestGarbageIsNamed(t *testing.T) {
 	lists := map[string]string{
 		"/api/v1/services": `{"kind":"ServiceList","apiVersion":"v1","metadata":{"resourceVersion":"1"},"items":[{"metadata":{"namespace":"default","name":"old",
-			"annotations":{"service.beta.kubernetes.io/load-balancer-source-ranges":"10.0.0.0/8, everyone"}},
+			"annotations":{"service.beta.kubernetes.io/load-balancer-source-ranges":"10.0.0.0/8, everyone","service.cilium.io/lb-algorithm":"Maglev"}},
 			"spec":{"clusterIP":"10.96.0.010","clusterIPs":["10.96.0.010","fd00::1"],"externalIPs":["192.0.2.300","192.0.2.3"],"ports":[{"port":80,"protocol":"DCCP"}]},
 			"status":{"loadBalancer":{"ingress":[{"ip":"lb"}]}}}]}`,
 		"/apis/discovery.k8s.io/v1/endpointslices": `{"kind":"EndpointSliceList","apiVersion":"discovery.k8s.io/v1","metadata":{"resourceVersion":"1"},"items":[
@@ -199,8 +200,8 @@ func TestGarbageIsNamed(t *testing.T) {
 		return f.service("old") != nil && f.slice("old-1") != nil, f.client.Connection()
 	})
 	s, sl := f.service("old"), f.slice("old-1")
-	want := []string{`clusterIP "10.96.0.010"`, `externalIP "192.0.2.300"`, `load balancer address "lb"`, `loadBalancerSourceRange " everyone"`}
-	if !slices.Equal(s.Garbage, want) || !s.Restricted || len(s.SourceRanges) != 1 || len(s.ClusterIPs) != 1 || len(s.ExternalIPs) != 1 || s.Ports[0].Proto != 0 {
+	want := []string{`clusterIP "10.96.0.010"`, `externalIP "192.0.2.300"`, `load balancer address "lb"`, `loadBalancerSourceRange " everyone"`, `annotation service.cilium.io/lb-algorithm "Maglev" (random and maglev are known)`}
+	if !slices.Equal(s.Garbage, want) || !s.Restricted || len(s.SourceRanges) != 1 || len(s.ClusterIPs) != 1 || len(s.ExternalIPs) != 1 || s.Ports[0].Proto != 0 || s.Algorithm != "" {
 		t.Errorf("service: %+v, want garbage %s", s, strings.Join(want, ", "))
 	}
 	if !slices.Equal(sl.Garbage, []string{`address "10.0.0.300"`}) || len(sl.Endpoints) != 1 || sl.Endpoints[0].Addr != netip.MustParseAddr("10.0.0.3") || sl.Ports[0].Port != 0 {

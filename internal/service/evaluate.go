@@ -26,6 +26,9 @@ type evaluation struct {
 	choices map[choiceKey]*choice
 	noRoom  []*claim // frontends without a row
 	missing int      // backends without an id
+
+	tables  map[tableKey]bool // false: there is no room for it
+	crowded []string          // frontends with more backends than slots
 }
 
 // evaluate brings the rows of a Service up to date. It reports whether any
@@ -35,7 +38,8 @@ func (m *Model) evaluate(s *svc, arrived time.Time) (freed bool) {
 	for _, r := range s.rows {
 		m.count[family(r.Key.Addr.Addr().Is6())]--
 	}
-	e := evaluation{m: m, s: s, choices: map[choiceKey]*choice{}}
+	m.tables -= s.tables
+	e := evaluation{m: m, s: s, choices: map[choiceKey]*choice{}, tables: map[tableKey]bool{}}
 	for _, c := range s.claims {
 		if m.claims[c.key][0] == c {
 			e.add(c)
@@ -49,10 +53,13 @@ func (m *Model) evaluate(s *svc, arrived time.Time) (freed bool) {
 			m.ids.put(p.id)
 		}
 	}
-	freed = m.publish(s, e.rows, arrived)
+	tables, refused := e.countTables()
+	freed = m.publish(s, e.rows, arrived) || tables < s.tables
+	s.tables = tables
+	m.tables += tables
 	m.serving += some(e.rows) - some(s.rows)
 	s.ids, s.held, s.rows = e.ids, e.held, e.rows
-	if len(e.noRoom) > 0 || e.missing > 0 {
+	if len(e.noRoom) > 0 || e.missing > 0 || refused > 0 {
 		m.waiting[s] = struct{}{}
 	}
 	was := s.findings
@@ -118,6 +125,9 @@ func (e *evaluation) add(c *claim) {
 		if c.typ == table.FrontendLoadBalancer && row.Restricted {
 			f.Flags |= table.FrontendSources
 			f.SourceRanges = ofFamily(row.SourceRanges, v6)
+		}
+		if e.spreads(c, f) {
+			f.Flags |= table.FrontendMaglev
 		}
 		e.rows = append(e.rows, f)
 		e.m.count[family(v6)]++
@@ -262,6 +272,7 @@ func (e *evaluation) findings() (out []Finding) {
 		say(Overflow, "%d backends have no place and get no connections: all %d are in use: raise bpf.lbMapMax or remove endpoints",
 			e.missing, cfg.MaxBackends)
 	}
+	out = append(out, e.tableFindings()...)
 	if len(s.claims) > 0 {
 		out = append(out, e.m.lost(s)...)
 		for _, sl := range s.slices {

@@ -18,6 +18,16 @@ type Config struct {
 	IPv4, IPv6 bool   // families that are on; frontends of others are left out
 	// MaxFrontends bounds the rows of each family, MaxBackends those of both together.
 	MaxFrontends, MaxBackends int
+	Maglev                    Maglev
+}
+
+// Maglev says which Services spread what comes from outside by Maglev tables, and how
+// many tables there may be. Its zero value says none.
+type Maglev struct {
+	Default     bool // those whose annotation says nothing
+	Annotations bool // annotations are looked at
+	MaxTables   int
+	Slots       int // of each table; a service with more backends gets none
 }
 
 // Change is one row that is new or different, or gone.
@@ -42,6 +52,7 @@ type Model struct {
 	backends *backends
 	count    [2]int // rows, by family: IPv4, IPv6
 	serving  int    // Services with rows
+	tables   int    // of Maglev, that rows need
 
 	dirty   map[*svc]time.Time // to be evaluated, with the arrival of the first event
 	waiting map[*svc]struct{}  // that did not get all, for want of room
@@ -60,6 +71,7 @@ type svc struct {
 	findings []Finding
 	ids      []portID
 	held     []uint32          // backends that it names, sorted
+	tables   int               // of Maglev, that its rows need
 	rows     []*table.Frontend // in the order of its claims
 }
 

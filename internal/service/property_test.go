@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/weft-net/weft/internal/service"
+	"github.com/weft-net/weft/internal/service/maglev"
 	"github.com/weft-net/weft/internal/service/oracle"
 	"github.com/weft-net/weft/internal/table"
 )
@@ -23,7 +24,10 @@ const (
 )
 
 func config() service.Config {
-	return service.Config{Node: self, IPv4: true, IPv6: true, MaxFrontends: 1000, MaxBackends: 1000}
+	return service.Config{
+		Node: self, IPv4: true, IPv6: true, MaxFrontends: 1000, MaxBackends: 1000,
+		Maglev: service.Maglev{Annotations: true, MaxTables: 1000, Slots: 251},
+	}
 }
 
 func addrs(texts ...string) []netip.Addr {
@@ -69,7 +73,8 @@ func randomService(t *rapid.T) *table.Service {
 		ClusterIPs:    mostly(t, "cluster IPs", addrs("10.96.0.1", "fd96::1"), subset(t, clusterIPs(), 3, "cluster IPs")),
 		ExternalIPs:   subset(t, externalIPs(), 2, "external IPs"),
 		InternalLocal: rapid.Bool().Draw(t, "internal local"), ExternalLocal: rapid.Bool().Draw(t, "external local"),
-		Affinity: time.Duration(rapid.IntRange(0, 1).Draw(t, "affinity")) * time.Hour,
+		Affinity:  time.Duration(rapid.IntRange(0, 1).Draw(t, "affinity")) * time.Hour,
+		Algorithm: mostly(t, "algorithm", "", table.AlgorithmMaglev, table.AlgorithmRandom),
 	}
 	for _, a := range subset(t, externalIPs(), 2, "ingress") {
 		s.Ingress = append(s.Ingress, table.ServiceIngress{Addr: a, Proxy: rapid.Bool().Draw(t, "proxy")})
@@ -183,8 +188,8 @@ func (w *world) commit(t interface {
 	return written
 }
 
-// ask looks a destination up as the kernel does.
-func (w *world) ask(from oracle.From, dst netip.AddrPort, proto uint8) oracle.Verdict {
+// find looks a destination up as the kernel does.
+func (w *world) find(from oracle.From, dst netip.AddrPort, proto uint8) *table.Frontend {
 	find := func(addr netip.Addr) *table.Frontend {
 		key := table.FrontendKey{Addr: netip.AddrPortFrom(addr, dst.Port()), Proto: proto}
 		r := w.rows[key]
@@ -203,6 +208,12 @@ func (w *world) ask(from oracle.From, dst netip.AddrPort, proto uint8) oracle.Ve
 			r = find(any6)
 		}
 	}
+	return r
+}
+
+// ask says what becomes of a connection.
+func (w *world) ask(from oracle.From, dst netip.AddrPort, proto uint8) oracle.Verdict {
+	r := w.find(from, dst, proto)
 	if r == nil {
 		return oracle.Verdict{}
 	}
@@ -218,6 +229,7 @@ func (w *world) judge() oracle.World {
 	return oracle.World{
 		Services: slices.Collect(maps.Values(w.services)), Slices: slices.Collect(maps.Values(w.slices)),
 		Node: self, Zone: w.zone, NodeAddrs: nodeAddrs(), IPv4: true, IPv6: true,
+		Algorithm: table.AlgorithmRandom, Annotations: true, Maglev: maglev.Table{Size: 251},
 	}
 }
 
@@ -235,6 +247,13 @@ func (w *world) agrees(t *rapid.T) {
 					got, want := w.ask(from, dst, proto), judge.Ask(from, dst, proto)
 					if got.Service != want.Service || got.Port != want.Port || !slices.Equal(got.Backends, want.Backends) {
 						t.Fatalf("from %d to %s/%d: model %+v, oracle %+v", from, dst, proto, got, want)
+					}
+					if from != oracle.Outside || len(want.Backends) == 0 {
+						continue
+					}
+					by := judge.Spread(netip.AddrPortFrom(a, 4711), dst, proto).IsValid()
+					if flag := w.find(from, dst, proto).Flags & table.FrontendMaglev; by != (flag != 0) {
+						t.Fatalf("to %s/%d by a Maglev table: model %t, oracle %t", dst, proto, flag != 0, by)
 					}
 				}
 			}
