@@ -14,6 +14,9 @@
 #define SVC_INLINE 12
 #define SVC_CHUNK 16
 
+/* Slots of a Maglev table in one entry of its map: with what the kernel adds, 2 KiB. */
+#define MAGLEV_CHUNK 984
+
 /* Equal to table.Scope*. */
 #define SVC_EXTERNAL 0
 #define SVC_INTERNAL 1
@@ -22,6 +25,7 @@
 #define SVC_BOTH (1U << 0) /* answers both scopes alike: there is no row for SVC_INTERNAL */
 #define SVC_LOCAL (1U << 1) /* of backends of this node alone */
 #define SVC_SOURCES (1U << 2) /* from outside only for some */
+#define SVC_MAGLEV (1U << 3) /* from outside by a Maglev table, if there is more than one backend; for those who list it */
 
 struct weft_svc4_key {
 	__u32 addr; /* 0: a NodePort, any address of a node */
@@ -50,6 +54,9 @@ struct weft_svc {
 	__u8 type;	/* SVC_CLUSTER_IP and others, for those who list it */
 	__u8 spare[3];
 	__u32 backends[SVC_INLINE];
+	__u64 table; /* of weft_maglev, for what comes from outside */
+	__u32 slots; /* that it has; 0: there is none */
+	__u32 seed;  /* of the hashes of flows that lead to them, the same on all nodes */
 };
 
 /* As maps.frontendTypes has it. */
@@ -76,6 +83,22 @@ struct weft_svcset_key {
 
 struct weft_svc_chunk {
 	__u32 backends[SVC_CHUNK];
+};
+
+/*
+ * A Maglev table is written before a row names it and deleted after none does. Its
+ * number is a digest of what it is made of, so that one number never means two tables.
+ */
+struct weft_maglev_key {
+	__u64 table;
+	__u32 chunk;
+	__u32 spare;
+};
+
+struct weft_maglev_chunk {
+	__u16 slots[MAGLEV_CHUNK]; /* which of the row's backends */
+	__u32 sum;		   /* for the agent: whether this is what was written */
+	__u32 spare;
 };
 
 /* weft_be[id]; proto 0: there is none. The generation differs each time an id is used again. */
@@ -176,6 +199,7 @@ DEFINE_MAP(weft_lbctp6, BPF_MAP_TYPE_LRU_HASH, 1, struct weft_lbct6_key, struct 
 DEFINE_MAP(weft_svc4, BPF_MAP_TYPE_HASH, 1, struct weft_svc4_key, struct weft_svc, BPF_F_NO_PREALLOC);
 DEFINE_MAP(weft_svc6, BPF_MAP_TYPE_HASH, 1, struct weft_svc6_key, struct weft_svc, BPF_F_NO_PREALLOC);
 DEFINE_MAP(weft_svcset, BPF_MAP_TYPE_HASH, 1, struct weft_svcset_key, struct weft_svc_chunk, BPF_F_NO_PREALLOC);
+DEFINE_MAP(weft_maglev, BPF_MAP_TYPE_HASH, 1, struct weft_maglev_key, struct weft_maglev_chunk, BPF_F_NO_PREALLOC);
 DEFINE_MAP(weft_src4, BPF_MAP_TYPE_LPM_TRIE, 1, struct weft_src4_key, __u32, BPF_F_NO_PREALLOC);
 DEFINE_MAP(weft_src6, BPF_MAP_TYPE_LPM_TRIE, 1, struct weft_src6_key, __u32, BPF_F_NO_PREALLOC);
 DEFINE_MAP(weft_be, BPF_MAP_TYPE_ARRAY, 1, __u32, struct weft_backend, 0);
@@ -279,6 +303,27 @@ static __always_inline const struct weft_backend *svc_pick(const struct weft_svc
 static __always_inline const struct weft_backend *svc_random(const struct weft_svc *s, __u32 *id)
 {
 	return svc_pick(s, bpf_get_prandom_u32(), id);
+}
+
+/*
+ * Which of a row's backends a flow gets by the row's Maglev table; -1: the row has
+ * changed meanwhile, ask anew. It is the same on all nodes for one hash.
+ */
+static __always_inline long svc_slot(const struct weft_svc *s, __u32 hash)
+{
+	__u32 n = s->slots, at;
+	struct weft_maglev_key key = {.table = s->table};
+	const struct weft_maglev_chunk *c;
+	__u64 in;
+
+	if (!n)
+		return -1;
+	at = hash % n;
+	key.chunk = at / MAGLEV_CHUNK;
+	c = bpf_map_lookup_elem(&weft_maglev, &key);
+	in = at % MAGLEV_CHUNK;
+	asm volatile("" : "+r"(in)); /* the verifier knows no remainder: it wants to see a comparison */
+	return c && in < MAGLEV_CHUNK ? c->slots[in] : -1;
 }
 
 /*

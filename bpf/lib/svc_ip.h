@@ -77,15 +77,52 @@ static __noinline const struct weft_svc *F(svc_row)(const struct F(pkt) *k, bool
 	return who ? F(svc_node_port)(&key, who, inside) : 0;
 }
 
-/* Who answers a client; 0: ask for the row anew. Static: see who_exactly. */
+/*
+ * A number for a flow, that decides among a service's backends; -1: ask for the row
+ * anew. By the flow, so that a connection whose rows were lost finds its backend again:
+ * with a Maglev table on any node. There the service's address is left out: a NodePort
+ * has one on each node. A table that is not there when asked again is not waited for: the
+ * map was made smaller, and the agent has yet to write the row without. Static: see
+ * who_exactly.
+ */
+static __noinline long F(svc_number)(const struct weft_svc *s, const struct F(pkt) *k, bool again)
+{
+	const struct weft_config *cfg = config();
+	bool maglev = s->slots;
+	__u32 h = maglev || !cfg ? s->seed : cfg->nat_seed;
+	long slot;
+
+	h = nat_mix(h, (__u32)k->p.sport << 16 | k->p.dport);
+#if FAMILY == 4
+	h = nat_mix(h, k->src);
+	h = nat_mix(h, maglev ? 0 : k->dst);
+#else
+	for (int i = 0; i < 4; i++) {
+		h = nat_mix(h, k->src.w[i]);
+		h = nat_mix(h, maglev ? 0 : k->dst.w[i]);
+	}
+#endif
+	h = nat_end(nat_mix(h, k->p.ct_proto));
+	if (!maglev)
+		return h;
+	slot = svc_slot(s, h);
+	return slot >= 0 || !again ? slot : h;
+}
+
+/*
+ * Who answers a client; 0: ask for the row anew. At a further attempt id says who was not
+ * to be had, and the next one of the row is; 0: it was the row that changed. Static: see who_exactly.
+ */
 static __noinline const struct weft_backend *F(svc_choose)(const struct weft_svc *s, const struct F(pkt) *k,
 							    __u32 attempt, __u32 *id)
 {
-	const struct weft_config *cfg = config();
 	struct weft_affinity_key client = {.service = s->service, .kind = AFFINITY_ADDR};
-	/* By the flow: a connection whose rows were lost finds its backend again. */
-	__u32 number = F(nat_hash)(k, cfg ? cfg->nat_seed : 0) + attempt;
+	long number = F(svc_number)(s, k, attempt);
 
+	if (number < 0)
+		return 0;
+	if (*id)
+		number += attempt;
 	if (!s->affinity)
 		return svc_pick(s, number, id);
 	F(to_event)(&client.client, &k->src);
@@ -213,8 +250,10 @@ static __always_inline int F(svc_new)(const struct F(pkt) *k, struct F(nat_to) *
 		if (!s->count)
 			return F(svc_refuse)(s, inside);
 		b = F(svc_choose)(s, k, i, &id);
-		if (!b)
+		if (!b) {
+			id = 0;
 			continue;
+		}
 		/* What it answers could not be told apart if it had one from there already. */
 		had = F(svc_has_back)(k, b, LBCT_SIDE(inside));
 		if (had == BACK_TAKEN || (had == BACK_NONE && F(svc_direct)(k, b)))

@@ -340,6 +340,9 @@ func shrinkUnused(o Options, spec *ebpf.CollectionSpec) {
 		if slices.Contains(serviceMaps(), name) && !o.SocketLB.Enabled && !o.Outside {
 			m.MaxEntries = 1
 		}
+		if name == object.DatapathMapWeftMaglev && !o.Outside {
+			m.MaxEntries = 1
+		}
 	}
 }
 

@@ -27,7 +27,7 @@ const (
 )
 
 // kernelFlags are those that the programs know.
-const kernelFlags = table.FrontendBoth | table.FrontendLocal | table.FrontendSources
+const kernelFlags = table.FrontendBoth | table.FrontendLocal | table.FrontendSources | table.FrontendMaglev
 
 // frontendTypes are the numbers of types in the rows, for those who list them.
 func frontendTypes() []table.FrontendType {
@@ -81,6 +81,9 @@ func (m *ServiceMap) encode(f *table.Frontend) (serviceRow, error) {
 	}
 	if len(r.ids) <= inlineBackends {
 		copy(r.value.Backends[:], r.ids)
+	}
+	if f.Flags&table.FrontendMaglev != 0 && len(r.ids) > 1 && m.maglev.Size > 0 {
+		r.value.Table, r.value.Slots, r.value.Seed = m.maglev.Digest(byID(f.Backends)), uint32(m.maglev.Size), m.maglev.Seed.Flow()
 	}
 	return r, nil
 }

@@ -79,6 +79,9 @@ func lbFlags(f table.Frontend) []string {
 	if f.Flags&table.FrontendSources != 0 {
 		out = append(out, "check source-range")
 	}
+	if f.Flags&table.FrontendMaglev != 0 {
+		out = append(out, table.AlgorithmMaglev)
+	}
 	if f.Affinity != 0 {
 		out = append(out, fmt.Sprintf("sessionAffinity %s", f.Affinity))
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/weft-net/weft/internal/datapath/object"
+	"github.com/weft-net/weft/internal/service/maglev"
 	"github.com/weft-net/weft/internal/table"
 )
 
@@ -21,18 +22,19 @@ import (
 // bpf/lib/lb.h finds its way through.
 const MostBackends = 1 << 16
 
-// ServiceMap is weft_svc4, weft_svc6, weft_svcset and weft_be: frontends with
-// their backends. It remembers what the kernel holds, so that a backend is written
+// ServiceMap is weft_svc4, weft_svc6, weft_svcset, weft_maglev and weft_be: frontends
+// with their backends. It remembers what the kernel holds, so that a backend is written
 // before the first row names it and cleared after the last does not. Its methods
 // may be called from several goroutines.
 type ServiceMap struct {
 	svc4, svc6, sets, backends, sockets, affinity *ebpf.Map
-	sources4, sources6                            *ebpf.Map
+	sources4, sources6, tables                    *ebpf.Map
 
 	mu     sync.Mutex
 	keep   func(netip.AddrPort, uint8) bool // see Keep; nil: none
 	memory *serviceMemory                   // nil: not read yet
 	gone   []Gone
+	maglev maglev.Table // see SetMaglev
 }
 
 // Gone is a backend that a frontend had and has no more.
@@ -48,6 +50,7 @@ type serviceMemory struct {
 	refs     map[uint32]int                        // backend → rows that name it
 	sources  map[source]int                        // range → rows that name it
 	lastSet  uint32
+	tables   map[uint64]*maglevTable
 }
 
 // serviceRow is a row and the backends that it names, by itself or in its set.
@@ -102,20 +105,22 @@ func (m *ServiceMap) upsert(f *table.Frontend) error {
 	if err == nil && len(want.ids) > inlineBackends && want.value.Set == 0 {
 		want.value.Set, err = m.putSet(want.ids)
 	}
+	var noTable error // the row goes without it: at random is better than not at all
 	if err == nil {
+		noTable = m.putTable(&want.value, f)
 		err = m.put(f.Key, want.value)
 	}
 	if err != nil {
 		if want.value.Set != had.value.Set {
 			err = errors.Join(err, m.removeSet(want.value.Set, len(want.ids)))
 		}
-		return errors.Join(err, m.release(want.ids), m.releaseSources(want))
+		return errors.Join(err, m.release(want.ids), m.releaseSources(want), m.releaseTable(want.value))
 	}
 	m.memory.rows[f.Key] = want
 	if !exists {
-		return nil
+		return noTable
 	}
-	return m.outdated(f.Key, had, want)
+	return errors.Join(noTable, m.outdated(f.Key, had, want))
 }
 
 // moved notes backends whose ids the frontend's own new ones take over.
@@ -139,7 +144,7 @@ func (m *ServiceMap) outdated(key table.FrontendKey, had, now serviceRow) error 
 	if had.value.Set != 0 && had.value.Set != now.value.Set {
 		err = m.removeSet(had.value.Set, len(had.ids))
 	}
-	return errors.Join(err, m.release(had.ids), m.releaseSources(had))
+	return errors.Join(err, m.release(had.ids), m.releaseSources(had), m.releaseTable(had.value))
 }
 
 // Delete removes a frontend; one that is not there is no error.
@@ -196,7 +201,7 @@ func (m *ServiceMap) Prune(desired []table.Frontend) error {
 			errs = append(errs, fmt.Errorf("frontend %s of service %s: %w", key, f.Name(), err))
 		}
 	}
-	return errors.Join(append(errs, m.pruneBackends(), m.pruneSets(), m.pruneSources())...)
+	return errors.Join(append(errs, m.pruneBackends(), m.pruneSets(), m.pruneSources(), m.pruneTables())...)
 }
 
 // holds tells whether the kernel has a frontend as it is to be.
@@ -207,7 +212,7 @@ func (m *ServiceMap) holds(f *table.Frontend) bool {
 	}
 	had, exists := m.memory.rows[f.Key]
 	want.value.Set = had.value.Set
-	if !exists || want.value != had.value || !slices.Equal(want.ids, had.ids) || !slices.Equal(want.sources, had.sources) {
+	if !exists || want.value != had.value || !m.hasTable(want.value) || !slices.Equal(want.ids, had.ids) || !slices.Equal(want.sources, had.sources) {
 		return false
 	}
 	for _, b := range f.Backends {
@@ -342,6 +347,9 @@ func (m *ServiceMap) remember() error {
 	}
 	for _, k := range keys { // those that nobody names: an agent was killed half-way
 		mem.lastSet = max(mem.lastSet, k.Set)
+	}
+	if mem.tables, err = m.readTables(rows); err != nil {
+		return err
 	}
 	m.memory = mem
 	return nil

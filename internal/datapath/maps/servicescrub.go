@@ -31,7 +31,8 @@ func (m *ServiceMap) Clear() error {
 	_, e5 := purge(m.affinity, func(object.DatapathWeftAffinityKey, object.DatapathWeftChosen) bool { return true }, 0, nil)
 	_, e6 := purge(m.sources4, func(object.DatapathWeftSrc4Key, uint32) bool { return true }, 0, nil)
 	_, e7 := purge(m.sources6, func(object.DatapathWeftSrc6Key, uint32) bool { return true }, 0, nil)
-	return errors.Join(e1, e2, e3, e4, e5, e6, e7, m.clearBackends())
+	_, e8 := purge(m.tables, func(object.DatapathWeftMaglevKey, object.DatapathWeftMaglevChunk) bool { return true }, 0, nil)
+	return errors.Join(e1, e2, e3, e4, e5, e6, e7, e8, m.clearBackends())
 }
 
 func (m *ServiceMap) clearBackends() error {

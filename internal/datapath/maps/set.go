@@ -62,7 +62,7 @@ func NewSet(raw map[string]*ebpf.Map) (*Set, error) {
 		Services: &ServiceMap{
 			svc4: raw[object.DatapathMapWeftSvc4], svc6: raw[object.DatapathMapWeftSvc6], sets: raw[object.DatapathMapWeftSvcset],
 			backends: raw[object.DatapathMapWeftBe], sockets: raw[object.DatapathMapWeftSk], affinity: raw[object.DatapathMapWeftAffinity],
-			sources4: raw[object.DatapathMapWeftSrc4], sources6: raw[object.DatapathMapWeftSrc6],
+			sources4: raw[object.DatapathMapWeftSrc4], sources6: raw[object.DatapathMapWeftSrc6], tables: raw[object.DatapathMapWeftMaglev],
 		},
 		LBConns: &LBConnMap{
 			main4: raw[object.DatapathMapWeftLbct4], main6: raw[object.DatapathMapWeftLbct6],
@@ -83,7 +83,7 @@ func Names() []string {
 		object.DatapathMapWeftEp, object.DatapathMapWeftEvents, object.DatapathMapWeftFrag4,
 		object.DatapathMapWeftFrag6, object.DatapathMapWeftIpc4, object.DatapathMapWeftIpc6,
 		object.DatapathMapWeftLbct4, object.DatapathMapWeftLbct6, object.DatapathMapWeftLbctn4, object.DatapathMapWeftLbctn6,
-		object.DatapathMapWeftLbctp4, object.DatapathMapWeftLbctp6, object.DatapathMapWeftMetrics, object.DatapathMapWeftNat4, object.DatapathMapWeftNat6,
+		object.DatapathMapWeftLbctp4, object.DatapathMapWeftLbctp6, object.DatapathMapWeftMaglev, object.DatapathMapWeftMetrics, object.DatapathMapWeftNat4, object.DatapathMapWeftNat6,
 		object.DatapathMapWeftNatc4, object.DatapathMapWeftNatc6, object.DatapathMapWeftNatdev, object.DatapathMapWeftNatip, object.DatapathMapWeftNatn4,
 		object.DatapathMapWeftNatn6, object.DatapathMapWeftNet4, object.DatapathMapWeftNet6,
 		object.DatapathMapWeftNomasq4, object.DatapathMapWeftNomasq6,

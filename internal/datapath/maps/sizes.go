@@ -26,6 +26,7 @@ type Sizes struct {
 	Sockets   int `json:"sockets"`   // sockets that talk to services, of both families
 	LBConns   int `json:"lbConns"`   // rows of connections to services, packet by packet, that went on after an answer: two each
 	LBConnNew int `json:"lbConnNew"` // rows of all others, of those from outside and of pods' each
+	Maglev    int `json:"maglev"`    // parts of Maglev tables, of 984 slots and 2 KiB each; not allocated before they are used
 }
 
 // DefaultSizes suits a node with 110 pods in a cluster of 1,000 nodes. The LRU
@@ -36,6 +37,7 @@ func DefaultSizes() Sizes {
 	return Sizes{
 		CT: 1 << 17, CTNew: 1 << 14, NAT: 1 << 16, NATNew: 1 << 14, NATClient: 1 << 14, Fragments: 1 << 12, IPCache: 1 << 17, Networks: 1 << 14, Events: 1 << 19,
 		Services: 1 << 16, Backends: 1 << 17, Affinity: 1 << 16, Sockets: 1 << 16, LBConns: 1 << 16, LBConnNew: 1 << 14,
+		Maglev: 1 << 16,
 	}
 }
 
@@ -57,6 +59,7 @@ func (s Sizes) withDefaults() Sizes {
 		{&s.Sockets, &d.Sockets},
 		{&s.LBConns, &d.LBConns},
 		{&s.LBConnNew, &d.LBConnNew},
+		{&s.Maglev, &d.Maglev},
 	} {
 		if *p.v == 0 {
 			*p.v = *p.d
@@ -84,5 +87,6 @@ func (s Sizes) Entries() map[string]int {
 		object.DatapathMapWeftLbct4: s.LBConns, object.DatapathMapWeftLbct6: s.LBConns,
 		object.DatapathMapWeftLbctn4: s.LBConnNew, object.DatapathMapWeftLbctn6: s.LBConnNew,
 		object.DatapathMapWeftLbctp4: s.LBConnNew, object.DatapathMapWeftLbctp6: s.LBConnNew,
+		object.DatapathMapWeftMaglev: s.Maglev,
 	}
 }

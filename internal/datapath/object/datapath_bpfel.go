@@ -228,6 +228,20 @@ type DatapathWeftLbct6Key struct {
 	Pad        [2]uint8
 }
 
+type DatapathWeftMaglevChunk struct {
+	_     structs.HostLayout
+	Slots [984]uint16
+	Sum   uint32
+	Spare uint32
+}
+
+type DatapathWeftMaglevKey struct {
+	_     structs.HostLayout
+	Table uint64
+	Chunk uint32
+	Spare uint32
+}
+
 type DatapathWeftMetric struct {
 	_       structs.HostLayout
 	Packets uint64
@@ -329,6 +343,9 @@ type DatapathWeftSvc struct {
 	Type     uint8
 	Spare    [3]uint8
 	Backends [12]uint32
+	Table    uint64
+	Slots    uint32
+	Seed     uint32
 }
 
 type DatapathWeftSvc4Key struct {
@@ -396,6 +413,7 @@ const (
 	DatapathMapWeftLbctn6        = "weft_lbctn6"
 	DatapathMapWeftLbctp4        = "weft_lbctp4"
 	DatapathMapWeftLbctp6        = "weft_lbctp6"
+	DatapathMapWeftMaglev        = "weft_maglev"
 	DatapathMapWeftMetrics       = "weft_metrics"
 	DatapathMapWeftNat4          = "weft_nat4"
 	DatapathMapWeftNat6          = "weft_nat6"
@@ -525,6 +543,7 @@ type DatapathMapSpecs struct {
 	WeftLbctn6   *ebpf.MapSpec `ebpf:"weft_lbctn6"`
 	WeftLbctp4   *ebpf.MapSpec `ebpf:"weft_lbctp4"`
 	WeftLbctp6   *ebpf.MapSpec `ebpf:"weft_lbctp6"`
+	WeftMaglev   *ebpf.MapSpec `ebpf:"weft_maglev"`
 	WeftMetrics  *ebpf.MapSpec `ebpf:"weft_metrics"`
 	WeftNat4     *ebpf.MapSpec `ebpf:"weft_nat4"`
 	WeftNat6     *ebpf.MapSpec `ebpf:"weft_nat6"`
@@ -600,6 +619,7 @@ type DatapathMaps struct {
 	WeftLbctn6   *ebpf.Map `ebpf:"weft_lbctn6"`
 	WeftLbctp4   *ebpf.Map `ebpf:"weft_lbctp4"`
 	WeftLbctp6   *ebpf.Map `ebpf:"weft_lbctp6"`
+	WeftMaglev   *ebpf.Map `ebpf:"weft_maglev"`
 	WeftMetrics  *ebpf.Map `ebpf:"weft_metrics"`
 	WeftNat4     *ebpf.Map `ebpf:"weft_nat4"`
 	WeftNat6     *ebpf.Map `ebpf:"weft_nat6"`
@@ -645,6 +665,7 @@ func (m *DatapathMaps) Close() error {
 		m.WeftLbctn6,
 		m.WeftLbctp4,
 		m.WeftLbctp6,
+		m.WeftMaglev,
 		m.WeftMetrics,
 		m.WeftNat4,
 		m.WeftNat6,
