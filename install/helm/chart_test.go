@@ -101,6 +101,7 @@ func TestSettingsAreWhatTheAgentReads(t *testing.T) {
 		{"--set", "bpf.masquerade=true,ipv4NativeRoutingCIDR=10.0.0.0/8,bpf.masqueradePorts=50000-60000"},
 		{"--set", "bpf.masquerade=true,ipMasqAgent.enabled=true,ipv6.enabled=true"},
 		{"--set", "socketLB.enabled=true,socketLB.hostNamespaceOnly=true,bpf.lbMapMax=1024"},
+		{"--set", "socketLB.enabled=true,nodePort.enabled=true,loadBalancer.algorithm=maglev,maglev.tableSize=131071,maglev.hashSeed=AAAAAAAAAAAAAAAA"},
 	} {
 		data := settings(t, args...)
 		if _, err := config.Parse(data); err != nil {
@@ -128,6 +129,7 @@ func TestEachHonouredKeyHasAnEffect(t *testing.T) {
 		"annotations":                 `{"a":"b"}`,
 		"autoDirectNodeRoutes":        "false",
 		"bpf.monitorAggregation":      `"none"`,
+		"bpf.lbAlgorithmAnnotation":   "true",
 		"bpf.lbMapMax":                "1024",
 		"bpf.masquerade":              "true",
 		"bpf.masqueradePorts":         `"50000-60000"`,
@@ -155,6 +157,9 @@ func TestEachHonouredKeyHasAnEffect(t *testing.T) {
 		"ipv6.enabled":                "true",
 		"k8sServiceHost":              `"10.0.0.1"`,
 		"k8sServicePort":              "6444",
+		"loadBalancer.algorithm":      `"maglev"`,
+		"maglev.hashSeed":             `"AAAAAAAAAAAAAAAA"`,
+		"maglev.tableSize":            "4093",
 		"nodeSelector":                `{"a":"b"}`,
 		"operator.affinity":           `{"podAntiAffinity":null}`,
 		"operator.healthPort":         "9235",
@@ -215,6 +220,8 @@ func TestEachHonouredKeyHasAnEffect(t *testing.T) {
 
 		"socketLB.hostNamespaceOnly": {"--set", "socketLB.enabled=true"},
 		"nodePort.enabled":           {"--set", "socketLB.enabled=true"},
+		"bpf.lbAlgorithmAnnotation":  {"--set", "socketLB.enabled=true,nodePort.enabled=true"},
+		"loadBalancer.algorithm":     {"--set", "socketLB.enabled=true,nodePort.enabled=true"},
 
 		"prometheus.prometheusRule.annotations": {"--set", "prometheus.prometheusRule.enabled=true,prometheus.prometheusRule.trustCRDsExist=true"},
 		"prometheus.prometheusRule.enabled":     {"--set", "prometheus.prometheusRule.trustCRDsExist=true"},
@@ -372,6 +379,12 @@ func TestRefusals(t *testing.T) {
 		{"socketLB.hostNamespaceOnly=true", []string{"socketLB.hostNamespaceOnly=true", "no effect without socketLB.enabled=true"}},
 		{"nodePort.enabled=true", []string{"nodePort.enabled=true", "no effect without socketLB.enabled=true"}},
 		{"nodePort.range=30000-31000", []string{"nodePort.range", "Nearest key that works: nodePort.enabled"}},
+		{"loadBalancer.algorithm=maglev", []string{"loadBalancer.algorithm=maglev", "no effect without nodePort.enabled=true"}},
+		{"loadBalancer.algorithm=leastconn", []string{"loadBalancer.algorithm=leastconn", "at random, or by Maglev tables"}},
+		{"loadBalancer.mode=dsr", []string{"loadBalancer.mode=dsr", "Nearest key that works: loadBalancer.algorithm"}},
+		{"bpf.lbAlgorithmAnnotation=true", []string{"bpf.lbAlgorithmAnnotation=true", "no effect without nodePort.enabled=true"}},
+		{"maglev.tableSize=16384", []string{"tableSize"}},
+		{"maglev.hashSeed=abc", []string{"hashSeed"}},
 		{"socketLB.tracing=true", []string{"socketLB.tracing=true", "Nearest key that works: socketLB.enabled"}},
 		{"bpf.lbMapMax=10", []string{"lbMapMax"}},
 		{"routingMode=overlay", []string{"native", "tunnel"}},

@@ -36,7 +36,7 @@ func TestSeedBaseValues(t *testing.T) {
 	// With those switched off or removed, the rest installs and means what it says.
 	args := []string{
 		"--values", "testdata/seed-base-values.yaml", "--set",
-		"kubeProxyReplacement=false,loadBalancer=null,l2announcements.enabled=false,bandwidthManager.enabled=false,bpf.masquerade=false",
+		"kubeProxyReplacement=false,loadBalancer.algorithm=random,loadBalancer.mode=null,l2announcements.enabled=false,bandwidthManager.enabled=false,bpf.masquerade=false",
 	}
 	out := render(t, args...)
 	data := object[corev1.ConfigMap](t, out, "ConfigMap/cilium-config").Data

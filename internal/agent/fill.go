@@ -239,6 +239,8 @@ func mapRemedy(name string) string {
 		return "the node has many clients of services; enlarge bpf.lbMapMax, else the oldest are forgotten"
 	case strings.HasPrefix(name, "weft_svc"), name == object.DatapathMapWeftBe:
 		return "the cluster has nearly as many services or backends as a node takes; enlarge bpf.lbMapMax"
+	case name == object.DatapathMapWeftMaglev:
+		return "`weft bpf lb maglev list` shows whose tables there are; enlarge bpf.lbMapMax, or lower maglev.tableSize"
 	case name == object.DatapathMapWeftEp, name == object.DatapathMapWeftDev:
 		return "the node has nearly as many pods as Weft takes; `weft endpoint list` shows them"
 	}

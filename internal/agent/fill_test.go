@@ -103,7 +103,7 @@ func TestEachMapHasARemedy(t *testing.T) {
 	for name, want := range map[string]string{
 		"weft_ct6": "bpf ct list", "weft_ctn4": "nobody answers", "weft_nat4": "bpf nat list", "weft_natn6": "nobody answers",
 		"weft_natip": "devices", "weft_natdev": "devices", "weft_frag4": "fragments", "weft_nomasq6": "nonMasqueradeCIDRs",
-		"weft_ep": "endpoint list", "weft_dev": "endpoint list", "weft_ipc6": "ipcache list", "weft_net4": "ipcache list",
+		"weft_ep": "endpoint list", "weft_dev": "endpoint list", "weft_ipc6": "ipcache list", "weft_net4": "ipcache list", "weft_maglev": "maglev.tableSize",
 	} {
 		if got := mapRemedy(name); !strings.Contains(got, want) {
 			t.Errorf("%s: %s", name, got)

@@ -8,12 +8,25 @@ import (
 	"github.com/weft-net/weft/internal/config"
 	"github.com/weft-net/weft/internal/datapath/maps"
 	"github.com/weft-net/weft/internal/rpc"
+	"github.com/weft-net/weft/internal/service"
 )
 
 // outside says in which families services answer from outside the node.
 func outside(c *config.Config) maps.Outside {
 	on := c.SocketLB.NodePort
 	return maps.Outside{IPv4: on && c.EnableIPv4, IPv6: on && c.EnableIPv6}
+}
+
+// maglevModel says which Services have Maglev tables, and for how many there is room.
+func maglevModel(c *config.Config, m *maps.ServiceMap) service.Maglev {
+	lb := c.SocketLB
+	if !lb.NodePort || !lb.Maglev.On() {
+		return service.Maglev{}
+	}
+	return service.Maglev{
+		Default: lb.Maglev.Algorithm == config.AlgorithmMaglev, Annotations: lb.Maglev.Annotations,
+		MaxTables: m.MaglevRoom(lb.Maglev.TableSize), Slots: lb.Maglev.TableSize,
+	}
 }
 
 // forgetOutside empties the table of connections from outside where nobody asks for
@@ -41,6 +54,6 @@ func (a *Agent) nodePortComponent() rpc.Component {
 	if a.healthChecks != nil {
 		c.Details = a.healthChecks.Problems()
 	}
-	c.Message = fmt.Sprintf("SNAT, ports %s; external and load balancer addresses too", a.cfg.Masquerade.Ports)
+	c.Message = fmt.Sprintf("SNAT, ports %s, %s; external and load balancer addresses too", a.cfg.Masquerade.Ports, a.cfg.SocketLB.Maglev.Algorithm)
 	return c
 }

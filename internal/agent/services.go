@@ -333,6 +333,7 @@ func (a *Agent) newServices() {
 		model: service.Config{
 			Node: a.opts.NodeName, IPv4: a.fam.v4, IPv6: a.fam.v6,
 			MaxFrontends: a.cfg.SocketLB.MapMax, MaxBackends: a.cfg.SocketLB.Backends(),
+			Maglev: maglevModel(a.cfg, a.dp.Maps().Services),
 		},
 		kernel: a.dp.Maps().Services.List,
 		warn:   func(reason, message string) { a.report(k8s.EventWarning, reason, message) },

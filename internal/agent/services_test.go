@@ -19,6 +19,7 @@ import (
 	"github.com/cilium/statedb"
 
 	"github.com/weft-net/weft/internal/arrival"
+	"github.com/weft-net/weft/internal/datapath/maps"
 	"github.com/weft-net/weft/internal/rpc"
 	"github.com/weft-net/weft/internal/service"
 	"github.com/weft-net/weft/internal/table"
@@ -277,18 +278,18 @@ func TestNodeKnowsServices(t *testing.T) {
 	if !node(t) {
 		return
 	}
-	o, _ := newNode(t, map[string]string{"bpf-lb-sock": "true"})
+	o, _ := newNode(t, map[string]string{"bpf-lb-sock": "true", "enable-node-port": "true", "bpf-lb-algorithm-annotation": "true"})
 	api := serveAPI(t, &o)
 	addNode(t, api, "n1", 1)
 	if err := Init(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
 	s := start(t, o)
-	api.Do(t, http.MethodPost, "/api/v1/namespaces/default/services", `{"apiVersion":"v1","kind":"Service","metadata":{"name":"web"},
+	api.Do(t, http.MethodPost, "/api/v1/namespaces/default/services", `{"apiVersion":"v1","kind":"Service","metadata":{"name":"web","annotations":{"service.cilium.io/lb-algorithm":"maglev"}},
 		"spec":{"type":"NodePort","sessionAffinity":"ClientIP","ports":[{"port":80,"targetPort":8080,"nodePort":30080}]}}`, nil)
 	api.Do(t, http.MethodPost, "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices", `{"apiVersion":"discovery.k8s.io/v1","kind":"EndpointSlice",
 		"metadata":{"name":"web-1","labels":{"kubernetes.io/service-name":"web"}},"addressType":"IPv4","ports":[{"port":8080}],
-		"endpoints":[{"addresses":["10.244.1.9"],"nodeName":"n1"}]}`, nil)
+		"endpoints":[{"addresses":["10.244.1.9"],"nodeName":"n1"},{"addresses":["10.244.1.8"],"nodeName":"n1"}]}`, nil)
 	find := func(key string) *table.Frontend {
 		for _, f := range fetch[[]table.Frontend](s, rpc.PathServices) {
 			if f.Key.String() == key {
@@ -299,11 +300,15 @@ func TestNodeKnowsServices(t *testing.T) {
 	}
 	eventually(t, "web's NodePort", func() (bool, any) {
 		f := find("0.0.0.0:30080/TCP")
-		return f != nil && len(f.Backends) == 1 && f.Backends[0].Local && f.Affinity == 3*time.Hour, f
+		return f != nil && len(f.Backends) == 2 && f.Backends[0].Local && f.Affinity == 3*time.Hour, f
 	})
 	eventually(t, "metrics", func() (bool, any) {
 		m := s.scrape()
 		return m["weft_service_frontends"] >= 2 && m["weft_service_findings/Overflow"] == 0, m["weft_service_frontends"]
+	})
+	eventually(t, "web's Maglev table", func() (bool, any) {
+		rows := fetch[[]maps.MaglevRow](s, rpc.PathBPFLBMaglev)
+		return len(rows) == 2 && rows[0].Slots == 16381 && rows[0].Has+rows[1].Has == 16381, rows
 	})
 	if c := s.component("Services"); c.State != rpc.StateOK {
 		t.Errorf("status: %+v", c)

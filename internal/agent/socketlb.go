@@ -65,8 +65,12 @@ func (a *Agent) newSocketLB() {
 
 // sizes returns what the settings say of the maps of services.
 func (a *Agent) sizes() maps.Sizes {
-	c := a.cfg.SocketLB
+	c, tables := a.cfg.SocketLB, 1
+	if c.NodePort && c.Maglev.On() {
+		tables = c.MapMax
+	}
 	return maps.Sizes{
+		Maglev:   tables,
 		Services: c.MapMax, Affinity: c.MapMax, Sockets: c.MapMax, LBConns: c.MapMax,
 		Backends: c.Backends() + 2, // id 0 is none, and the last is the proof's
 	}
@@ -90,6 +94,7 @@ func (a *Agent) newFrontendLoop() (err error) {
 	}
 	a.socketLB.udp.known = a.services.known
 	a.socketLB.m.Keep(a.services.known)
+	a.socketLB.m.SetMaglev(a.cfg.SocketLB.Maglev.Table())
 	a.socketLB.loop, err = reconcile.New(reconcile.Config[*table.Frontend]{
 		Name: "frontends", DB: a.t.db, Table: a.t.frontends, Log: a.log, PruneInterval: pruneEvery,
 		Target:  frontendTarget{a.socketLB.m, a.socketLB.udp.kick},

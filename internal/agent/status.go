@@ -350,6 +350,7 @@ func (a *Agent) queries() map[string]rpc.Query {
 		rpc.PathBPFLB:         func(context.Context, url.Values) (any, error) { return a.dp.Maps().Services.LB() },
 		rpc.PathBPFLBBackends: func(context.Context, url.Values) (any, error) { return a.dp.Maps().Services.Backends() },
 		rpc.PathBPFLBConns:    func(context.Context, url.Values) (any, error) { return a.dp.Maps().LBConns.List(0) },
+		rpc.PathBPFLBMaglev:   func(context.Context, url.Values) (any, error) { return a.dp.Maps().Services.Maglev() },
 		rpc.PathBPFLBSockets:  func(context.Context, url.Values) (any, error) { return a.dp.Maps().Services.Sockets() },
 		rpc.PathBPFMaps:       func(context.Context, url.Values) (any, error) { return a.fill.Now() },
 		rpc.PathBPFMetrics:    func(context.Context, url.Values) (any, error) { return a.dp.Maps().Metrics.List() },

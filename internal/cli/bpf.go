@@ -55,7 +55,13 @@ func (a *app) bpfCommand() *cobra.Command {
 				use: "flush", short: "Forget all masqueraded flows; those that go on take their ports again",
 				verb: []string{"bpf", "nat", "flush"}, local: a.flushNAT,
 			})),
-		group("lb", "Services and their backends, and the sockets that talk to them", a.lbListCommand()),
+		group("lb", "Services and their backends, and the sockets that talk to them", a.lbListCommand(),
+			group("maglev", "Tables by which connections from outside are spread over backends",
+				listCommand[maps.MaglevRow](a, listing{
+					use: "list", short: "List what Maglev tables give each backend; TABLE is the same on nodes that choose alike",
+					verb: []string{"bpf", "lb", "maglev", "list"}, path: rpc.PathBPFLBMaglev,
+					offline: a.pinned(func(s *maps.Set) (any, error) { return s.Services.Maglev() }),
+				}))),
 		group("map", "The maps themselves: how full they are and what they cost",
 			listCommand[maps.MapRow](a, listing{
 				use: "list", short: "List the maps with their entries, capacity and pressure (1: refuses or evicts)",

@@ -97,6 +97,7 @@ func answers(last byte) map[string]any {
 			Proto: "TCP", Client: netip.MustParseAddrPort("192.0.2.9:50000"), Service: netip.MustParseAddrPort("10.9.0.1:30080"),
 			Backend: netip.MustParseAddrPort("10.0.9.9:8080"), Port: 49153, State: "established", Expires: time.Hour,
 		}},
+		rpc.PathBPFLBMaglev: []maps.MaglevRow{{Frontend: "203.0.113.10:80/TCP", ServiceID: 6, Table: "0badcafe", Backend: "10.0.1.7:8080/TCP", Has: 8191, Slots: 16381}},
 		rpc.PathBPFMaps: []maps.MapRow{
 			{Name: "weft_cfg", Type: "Array", Capacity: 1, Bytes: 4096},
 			{Name: "weft_ipc4", Type: "Hash", Capacity: 131072, Bytes: 1 << 20, Entries: new(104858), Pressure: new(0.8), WhenFull: maps.Refuses, FullIn: new(90 * time.Minute)},
@@ -121,7 +122,7 @@ func TestListsGolden(t *testing.T) {
 	var b strings.Builder
 	for _, line := range []string{
 		"endpoint list", "endpoint get 7", "endpoint list -o yaml", "node list", "service list", "service list -o json", "bpf endpoint list", "bpf ipcache list",
-		"bpf ct list", "bpf ct list global", "bpf metrics list", "bpf map list", "bpf lb list", "bpf lb list --backends", "bpf lb list --revnat", "bpf lb list --connections", "status", "version",
+		"bpf ct list", "bpf ct list global", "bpf metrics list", "bpf map list", "bpf lb list", "bpf lb list --backends", "bpf lb list --revnat", "bpf lb list --connections", "bpf lb maglev list", "status", "version",
 	} {
 		args := strings.Fields(line)
 		for where, r := range map[string]result{"node": n1.run(t, args...)} {

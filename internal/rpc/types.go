@@ -37,6 +37,7 @@ const (
 	PathBPFLB         = "/v1/bpf/lb"             // []maps.LBRow
 	PathBPFLBBackends = "/v1/bpf/lb/backends"    // []maps.BackendRow
 	PathBPFLBSockets  = "/v1/bpf/lb/sockets"     // []maps.SocketRow
+	PathBPFLBMaglev   = "/v1/bpf/lb/maglev"      // []maps.MaglevRow
 	PathBPFLBConns    = "/v1/bpf/lb/connections" // []maps.LBConnRow
 	PathMonitor       = "/v1/monitor"            // ?type=drop|trace&pod=NAMESPACE/NAME
 	PathConfig        = "/v1/config"             // config.Config in effect

@@ -100,6 +100,10 @@ bpf-lb-sock: {{ .Values.socketLB.enabled | quote }}
 bpf-lb-sock-hostns-only: {{ .Values.socketLB.hostNamespaceOnly | quote }}
 enable-node-port: {{ .Values.nodePort.enabled | quote }}
 enable-health-check-nodeport: {{ .Values.nodePort.enableHealthCheck | quote }}
+bpf-lb-algorithm: {{ .Values.loadBalancer.algorithm | quote }}
+bpf-lb-algorithm-annotation: {{ .Values.bpf.lbAlgorithmAnnotation | quote }}
+bpf-lb-maglev-table-size: {{ .Values.maglev.tableSize | int | quote }}
+bpf-lb-maglev-hash-seed: {{ .Values.maglev.hashSeed | quote }}
 bpf-lb-map-max: {{ .Values.bpf.lbMapMax | int | quote }}
 devices: {{ include "weft.words" .Values.devices | quote }}
 cgroup-root: {{ .Values.cgroup.hostRoot | quote }}

@@ -73,6 +73,12 @@ weft.validate fails with one line for each value that Weft does not honour.
 {{- if and $v.nodePort.enabled (not $v.socketLB.enabled) -}}
 {{- $add = append $add "nodePort.enabled=true: has no effect without socketLB.enabled=true; set it too" -}}
 {{- end -}}
+{{- if and (eq $v.loadBalancer.algorithm "maglev") (not $v.nodePort.enabled) -}}
+{{- $add = append $add "loadBalancer.algorithm=maglev: has no effect without nodePort.enabled=true; set it too" -}}
+{{- end -}}
+{{- if and $v.bpf.lbAlgorithmAnnotation (not $v.nodePort.enabled) -}}
+{{- $add = append $add "bpf.lbAlgorithmAnnotation=true: has no effect without nodePort.enabled=true; set it too" -}}
+{{- end -}}
 {{- if and $v.ipMasqAgent.enabled (not $v.bpf.masquerade) -}}
 {{- $add = append $add "ipMasqAgent.enabled=true: has no effect without bpf.masquerade=true; set it too" -}}
 {{- end -}}
