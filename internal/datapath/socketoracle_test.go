@@ -18,8 +18,10 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-net/weft/internal/datapath"
 	"github.com/weft-net/weft/internal/datapath/maps"
 	svcmodel "github.com/weft-net/weft/internal/service"
+	"github.com/weft-net/weft/internal/service/maglev"
 	"github.com/weft-net/weft/internal/service/oracle"
 	"github.com/weft-net/weft/internal/table"
 )
@@ -29,7 +31,7 @@ import (
 type shop struct {
 	t     *testing.T
 	r     *rand.Rand
-	n     *socketNode
+	m     *maps.Set
 	model *svcmodel.Model
 	world oracle.World
 	made  int
@@ -49,13 +51,19 @@ const (
 	shopPods                                 = 20
 )
 
-func newShop(t *testing.T) *shop {
-	n := newSocketNode(t)
+// shopTable is what Maglev tables are like in a shop.
+var shopTable = maglev.Table{Size: 509, Seed: maglev.Seed{7, 3}}
+
+func newShop(t *testing.T, m *maps.Set) *shop {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
-	s := &shop{t: t, n: n, r: rand.New(rand.NewPCG(seed, 1))}
-	s.model = svcmodel.New(svcmodel.Config{Node: "n1", IPv4: true, IPv6: true, MaxFrontends: 256, MaxBackends: 1000})
-	s.world = oracle.World{Node: "n1", IPv4: true, IPv6: true}
+	s := &shop{t: t, m: m, r: rand.New(rand.NewPCG(seed, 1))}
+	s.model = svcmodel.New(svcmodel.Config{
+		Node: "n1", IPv4: true, IPv6: true, MaxFrontends: 256, MaxBackends: 1000,
+		Maglev: svcmodel.Maglev{Default: true, Annotations: true, MaxTables: 256, Slots: shopTable.Size},
+	})
+	m.Services.SetMaglev(shopTable)
+	s.world = oracle.World{Node: "n1", IPv4: true, IPv6: true, Algorithm: table.AlgorithmMaglev, Annotations: true, Maglev: shopTable}
 	for _, v6 := range []bool{false, true} {
 		for i, kind := range []table.HostKind{table.KindHost, table.KindNode} {
 			a := netip.AddrFrom4([4]byte{10, nodeNet, 0, byte(i + 1)})
@@ -66,11 +74,16 @@ func newShop(t *testing.T) *shop {
 			if kind == table.KindNode {
 				s.world.OtherNodes = append(s.world.OtherNodes, a)
 			}
-			if err := n.Maps().IPCache.Upsert(maps.IPCacheRow{Prefix: netip.PrefixFrom(a, a.BitLen()), Identity: 2, Kind: kind}); err != nil {
-				t.Fatal(err)
-			}
+			must(t, m.IPCache.Upsert(maps.IPCacheRow{Prefix: netip.PrefixFrom(a, a.BitLen()), Identity: 2, Kind: kind}))
 		}
 	}
+	return s
+}
+
+// newSocketShop is a shop in whose services sockets are sent to backends.
+func newSocketShop(t *testing.T) *shop {
+	n := newSocketNode(t, func(o *datapath.Options) { o.Outside, o.Sizes.Maglev = true, 512 }) // tables are there, and not for sockets
+	s := newShop(t, n.Maps())
 	for _, to := range []string{"10.0.0.0/8", "fd00::/8"} { // nobody has to be there to connect by UDP
 		_, dst, err := net.ParseCIDR(to)
 		if err != nil {
@@ -96,6 +109,9 @@ func (s *shop) newService() *table.Service {
 	}
 	if r.IntN(3) == 0 {
 		svc.Affinity = time.Hour
+	}
+	if r.IntN(4) == 0 {
+		svc.Algorithm = table.AlgorithmRandom
 	}
 	for _, v6 := range []bool{false, true} {
 		if r.IntN(4) > 0 {
@@ -170,9 +186,9 @@ func (s *shop) change() {
 		for _, c := range s.model.Commit() {
 			var err error
 			if c.Deleted {
-				err = s.n.Maps().Services.Delete(c.Row.Key)
+				err = s.m.Services.Delete(c.Row.Key)
 			} else {
-				err = s.n.Maps().Services.Upsert(*c.Row)
+				err = s.m.Services.Upsert(*c.Row)
 			}
 			if err != nil {
 				s.t.Fatal(err)
@@ -205,7 +221,7 @@ func (s *shop) sentTo(fd int, v6 bool) netip.AddrPort {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	m := s.n.Maps().Raw("weft_sk")
+	m := s.m.Raw("weft_sk")
 	key, value := make([]byte, m.KeySize()), make([]byte, m.ValueSize())
 	binary.NativeEndian.PutUint64(key, cookie)
 	for i := range byte(shopPods) {
@@ -232,7 +248,7 @@ func (s *shop) sentTo(fd int, v6 bool) netip.AddrPort {
 // rows tells what the kernel has for a destination.
 func (s *shop) rows(to netip.AddrPort) string {
 	var out strings.Builder
-	fs, err := s.n.Maps().Services.List()
+	fs, err := s.m.Services.List()
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -281,7 +297,7 @@ func (s *shop) judge(c client, to netip.AddrPort) (services, refused int) {
 // it: random Services of all types, policies and states, random changes, and an
 // oracle that knows no rows.
 func TestSocketsAgreeWithOracle(t *testing.T) {
-	s := newShop(t)
+	s := newSocketShop(t)
 	var cs []client
 	for _, c := range clients() {
 		if c.connected {
