@@ -11,6 +11,7 @@
 /* Fixed at load: the namespace in which the agent runs is the node's. */
 const volatile __u64 host_netns_cookie = 0;
 const volatile bool sock_host_only = false;
+const volatile bool sock_bind_protection = true;
 
 #define ECONNREFUSED 111
 #define EADDRINUSE 98
@@ -39,21 +40,29 @@ static __always_inline bool sock_ours(struct bpf_sock_addr *ctx, struct sock_pee
 
 /*
  * The row for where a socket wants to go; 0: no service. Whose address it is, is
- * asked only where some service has the port on nodes. To loopback addresses only
- * the node itself has NodePorts: a pod's loopback is its own.
+ * asked only where some service has the port on nodes. At loopback addresses only
+ * the node itself has services: a pod's loopback is its own.
  */
 static __always_inline const struct weft_svc *sock_service4(__u32 addr, __u16 port, const struct sock_peer *p)
 {
 	struct weft_svc4_key key = {.addr = addr, .port = port, .proto = p->proto, .scope = SVC_EXTERNAL};
-	const struct weft_svc *s = addr ? svc_at4(&key, true) : 0;
+	bool own = !addr || bpf_ntohl(addr) >> 24 == 127; /* the kernel takes 0.0.0.0 for 127.0.0.1 */
+	const struct weft_svc *s;
 	const struct weft_ipcache *who;
 
-	if (s)
+	if (own && !p->host)
+		return 0;
+	s = addr ? svc_at4(&key, true) : 0;
+	if (s && (own || s->type != SVC_HOST_PORT))
 		return s;
+	if (s) {
+		who = who_exactly4(&addr);
+		return who && who->kind == KIND_HOST ? s : 0;
+	}
 	key.addr = 0;
 	key.scope = SVC_EXTERNAL;
-	if (!addr || bpf_ntohl(addr) >> 24 == 127) /* the kernel takes 0.0.0.0 for 127.0.0.1 */
-		return p->host ? svc_at4(&key, true) : 0;
+	if (own)
+		return svc_at4(&key, true);
 	if (!bpf_map_lookup_elem(&weft_svc4, &key))
 		return 0;
 	who = who_exactly4(&addr);
@@ -70,15 +79,23 @@ static __always_inline const struct weft_svc *sock_service6(const struct v6addr 
 {
 	struct weft_svc6_key key = {.addr = *addr, .port = port, .proto = p->proto, .scope = SVC_EXTERNAL};
 	bool unspecified = unspecified6(addr);
-	const struct weft_svc *s = unspecified ? 0 : svc_at6(&key, true);
+	bool own = unspecified || loopback6(addr);
 	const struct weft_ipcache *who;
+	const struct weft_svc *s;
 
-	if (s)
+	if (own && !p->host)
+		return 0;
+	s = unspecified ? 0 : svc_at6(&key, true);
+	if (s && (own || s->type != SVC_HOST_PORT))
 		return s;
+	if (s) {
+		who = who_exactly6(addr);
+		return who && who->kind == KIND_HOST ? s : 0;
+	}
 	__builtin_memset(&key.addr, 0, sizeof(key.addr));
 	key.scope = SVC_EXTERNAL;
-	if (unspecified || loopback6(addr))
-		return p->host ? svc_at6(&key, true) : 0;
+	if (own)
+		return svc_at6(&key, true);
 	if (!bpf_map_lookup_elem(&weft_svc6, &key))
 		return 0;
 	who = who_exactly6(addr);
@@ -317,26 +334,31 @@ int sock_getpeername6(struct bpf_sock_addr *ctx)
 	return sock_reverse6(ctx);
 }
 
-/* Is a port of the node taken by a NodePort, so that nobody who binds it would be reached? */
+/*
+ * Is a port of the node taken by a NodePort, so that nobody who binds it would be
+ * reached? A pod's hostPort keeps nobody from his port: pods come and go.
+ */
 static __always_inline bool port_taken4(__u16 port, __u8 proto)
 {
 	struct weft_svc4_key key = {.port = port, .proto = proto, .scope = SVC_EXTERNAL};
+	const struct weft_svc *s = enable_ipv4 ? bpf_map_lookup_elem(&weft_svc4, &key) : 0;
 
-	return enable_ipv4 && bpf_map_lookup_elem(&weft_svc4, &key);
+	return s && s->type != SVC_HOST_PORT;
 }
 
 static __always_inline bool port_taken6(__u16 port, __u8 proto)
 {
 	struct weft_svc6_key key = {.port = port, .proto = proto, .scope = SVC_EXTERNAL};
+	const struct weft_svc *s = enable_ipv6 ? bpf_map_lookup_elem(&weft_svc6, &key) : 0;
 
-	return enable_ipv6 && bpf_map_lookup_elem(&weft_svc6, &key);
+	return s && s->type != SVC_HOST_PORT;
 }
 
 static __always_inline bool sock_binds(struct bpf_sock_addr *ctx)
 {
 	__u32 proto = ctx->protocol;
 
-	if (proto != IPPROTO_TCP && proto != IPPROTO_UDP)
+	if (!sock_bind_protection || (proto != IPPROTO_TCP && proto != IPPROTO_UDP))
 		return false;
 	return ctx->user_port && bpf_get_netns_cookie(ctx) == host_netns_cookie;
 }

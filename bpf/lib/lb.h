@@ -28,7 +28,7 @@
 #define SVC_MAGLEV (1U << 3) /* from outside by a Maglev table, if there is more than one backend; for those who list it */
 
 struct weft_svc4_key {
-	__u32 addr; /* 0: a NodePort, any address of a node */
+	__u32 addr; /* 0: a NodePort, any address of a node; or a hostPort, of this node */
 	__u16 port; /* network order */
 	__u8 proto;
 	__u8 scope; /* SVC_EXTERNAL or SVC_INTERNAL */
@@ -61,6 +61,7 @@ struct weft_svc {
 
 /* As maps.frontendTypes has it. */
 #define SVC_CLUSTER_IP 1
+#define SVC_HOST_PORT 5 /* of a pod of this node: on this node's addresses alone */
 
 /* Who may use a service from outside, where not everybody may. */
 struct weft_src4_key {

@@ -36,26 +36,31 @@ static __always_inline const struct weft_svc *F(svc_at)(svc_key_t *key, bool ins
 }
 
 /*
- * The row of a NodePort, for who is inside or not, at the address of this node or of
- * another one. At another node whoever has externalTrafficPolicy Local is asked there:
- * that node alone knows whom it has. key has the address 0 and SVC_EXTERNAL.
+ * The row of a NodePort, or of a hostPort at any address, for who is inside or not, at the
+ * address of this node or of another one. At another node whoever has
+ * externalTrafficPolicy Local is asked there, and so are hostPorts: that node alone knows
+ * whom it has. key has the address 0 and SVC_EXTERNAL.
  */
 static __always_inline const struct weft_svc *F(svc_node_port)(svc_key_t *key, const struct weft_ipcache *who,
 								bool inside)
 {
 	const struct weft_svc *s;
 
+	if (who->flags & IPC_NO_NODE_PORT)
+		return 0;
 	if (who->kind == KIND_HOST)
 		return F(svc_at)(key, inside);
 	if (!inside || who->kind != KIND_NODE)
 		return 0;
 	s = bpf_map_lookup_elem(&F(weft_svc), key);
-	return s && !(s->flags & SVC_LOCAL) ? F(svc_at)(key, inside) : 0;
+	return s && s->type != SVC_HOST_PORT && !(s->flags & SVC_LOCAL) ? F(svc_at)(key, inside) : 0;
 }
 
 /*
  * The row of the service that a packet is for; 0: it is for none. From outside
- * ClusterIPs are none, and NodePorts are this node's alone. Static: see who_exactly.
+ * ClusterIPs are none, and NodePorts are this node's alone. A hostPort may name any
+ * address, and has only what is this node's; loopback is not on the wire. Static: see
+ * who_exactly.
  */
 static __noinline const struct weft_svc *F(svc_row)(const struct F(pkt) *k, bool inside)
 {
@@ -69,9 +74,11 @@ static __noinline const struct weft_svc *F(svc_row)(const struct F(pkt) *k, bool
 	key.proto = k->p.ct_proto;
 	key.scope = SVC_EXTERNAL;
 	s = F(svc_at)(&key, inside);
-	if (s)
+	if (s && s->type != SVC_HOST_PORT)
 		return !inside && s->type == SVC_CLUSTER_IP ? 0 : s;
 	who = F(who_exactly)(&key.addr);
+	if (s)
+		return who && who->kind == KIND_HOST ? s : 0;
 	__builtin_memset(&key.addr, 0, sizeof(key.addr));
 	key.scope = SVC_EXTERNAL;
 	return who ? F(svc_node_port)(&key, who, inside) : 0;

@@ -137,6 +137,7 @@ struct weft_ipcache {
 };
 
 #define IPC_TUNNEL (1U << 0) /* reached by the overlay; else only believed when it comes by it */
+#define IPC_NO_NODE_PORT (1U << 1) /* an address of a node at which NodePorts do not answer */
 
 struct weft_net4_key {
 	__u32 prefixlen;

@@ -33,6 +33,7 @@ type tables struct {
 	routes    statedb.RWTable[*table.Route]
 	services  statedb.RWTable[*table.Service]
 	slices    statedb.RWTable[*table.EndpointSlice]
+	hostPorts statedb.RWTable[*table.PodHostPorts]
 	frontends statedb.RWTable[*table.Frontend]
 	arrived   arrivals
 }
@@ -41,13 +42,14 @@ type tables struct {
 type arrivals struct {
 	nodes, pods, ipcache, routes *arrival.Log
 	services, slices, frontends  *arrival.Log
+	hostPorts                    *arrival.Log
 }
 
 func newTables() (t tables, err error) {
 	t.db = statedb.New()
 	t.arrived = arrivals{
 		nodes: &arrival.Log{}, pods: &arrival.Log{}, ipcache: &arrival.Log{}, routes: &arrival.Log{},
-		services: &arrival.Log{}, slices: &arrival.Log{}, frontends: &arrival.Log{},
+		services: &arrival.Log{}, slices: &arrival.Log{}, frontends: &arrival.Log{}, hostPorts: &arrival.Log{},
 	}
 	for _, f := range []func() error{
 		func() error { t.endpoints, err = table.NewEndpoints(t.db); return err },
@@ -58,6 +60,7 @@ func newTables() (t tables, err error) {
 		func() error { t.routes, err = table.NewRoutes(t.db); return err },
 		func() error { t.services, err = table.NewServices(t.db); return err },
 		func() error { t.slices, err = table.NewEndpointSlices(t.db); return err },
+		func() error { t.hostPorts, err = table.NewHostPorts(t.db); return err },
 		func() error { t.frontends, err = table.NewFrontends(t.db); return err },
 	} {
 		if err := f(); err != nil {

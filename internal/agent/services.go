@@ -25,14 +25,15 @@ const mostServiceEvents = 3
 
 // serviceParams are what the derivation of services needs.
 type serviceParams struct {
-	model service.Config
+	model     service.Config
+	hostPorts bool // pods' hostPorts are served, too
 	// kernel lists the rows that an earlier agent left, by which ids go on; nil: none.
 	kernel func() ([]table.Frontend, error)
 	warn   func(reason, message string) // writes an event
 	log    *slog.Logger
 }
 
-// services turns Services and EndpointSlices into frontends. It is the only
+// services turns Services, EndpointSlices and pods' hostPorts into frontends. It is the only
 // writer of that table. Nothing is written before all inputs are complete: a
 // frontend whose slices are not known yet would lose the backends that it has.
 type services struct {
@@ -62,6 +63,7 @@ type serviceInputs struct {
 	services statedb.ChangeIterator[*table.Service]
 	slices   statedb.ChangeIterator[*table.EndpointSlice]
 	nodes    statedb.ChangeIterator[*table.Node]
+	hosts    hostPortInputs // none where hostPorts are somebody else's
 }
 
 func (s *services) watch() (in serviceInputs, err error) {
@@ -79,6 +81,22 @@ func (s *services) watch() (in serviceInputs, err error) {
 	return in, nil
 }
 
+func (in serviceInputs) close() {
+	in.services.Close()
+	in.slices.Close()
+	in.nodes.Close()
+	in.hosts.close()
+}
+
+// sources are the tables that must be complete.
+func (s *services) sources() []statedb.TableMeta {
+	out := []statedb.TableMeta{s.t.services, s.t.slices, s.t.nodes}
+	if s.p.hostPorts {
+		out = append(out, s.t.hostPorts, s.t.endpoints)
+	}
+	return out
+}
+
 // Run derives until ctx ends.
 func (s *services) Run(ctx context.Context) error {
 	if err := s.restore(ctx); err != nil || ctx.Err() != nil {
@@ -88,9 +106,12 @@ func (s *services) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer in.services.Close()
-	defer in.slices.Close()
-	defer in.nodes.Close()
+	if s.p.hostPorts {
+		if in.hosts, err = s.t.watchHostPorts(); err != nil {
+			return fmt.Errorf("services: %w", err)
+		}
+	}
+	defer in.close()
 	for {
 		wake, err := s.round(in)
 		if err != nil {
@@ -102,6 +123,8 @@ func (s *services) Run(ctx context.Context) error {
 		case <-wake.services:
 		case <-wake.slices:
 		case <-wake.nodes:
+		case <-wake.pods:
+		case <-wake.endpoints:
 		case <-wake.initialised:
 		}
 	}
@@ -134,7 +157,7 @@ func (s *services) restore(ctx context.Context) error {
 
 // serviceWake holds the channels that announce more work.
 type serviceWake struct {
-	services, slices, nodes, initialised <-chan struct{}
+	services, slices, nodes, pods, endpoints, initialised <-chan struct{}
 }
 
 // round takes all changes in and writes what follows.
@@ -195,7 +218,8 @@ func (s *services) take(in serviceInputs, txn statedb.ReadTxn) (wake serviceWake
 	}
 	arrived.services.Forget(s.t.services.Revision(txn))
 	arrived.slices.Forget(s.t.slices.Revision(txn))
-	for _, t := range []statedb.TableMeta{s.t.services, s.t.slices, s.t.nodes} {
+	s.takeHostPorts(in.hosts, txn, &wake)
+	for _, t := range s.sources() {
 		if ok, ch := t.Initialized(txn); !ok {
 			wake.initialised = ch
 			break
@@ -243,7 +267,11 @@ func (s *services) tell() {
 		s.p.log.Warn("a service is not served as it is written", "service", f.Service, "kind", f.Kind, "problem", f.Message)
 		if f.Kind != service.BadInput && events < mostServiceEvents {
 			events++
-			s.p.warn("Service"+string(f.Kind), f.String())
+			reason := "Service"
+			if f.Pod {
+				reason = "HostPort"
+			}
+			s.p.warn(reason+string(f.Kind), f.String())
 		}
 	}
 	s.told = now
@@ -310,9 +338,13 @@ func (a *Agent) reflected() *k8s.ServiceTables {
 	if !a.cfg.SocketLB.Enabled {
 		return nil
 	}
-	return &k8s.ServiceTables{
+	t := &k8s.ServiceTables{
 		Services: a.t.services, Slices: a.t.slices, ServicesArrived: a.t.arrived.services, SlicesArrived: a.t.arrived.slices,
 	}
+	if a.cfg.SocketLB.NodePort {
+		t.HostPorts, t.HostPortsArrived = a.t.hostPorts, a.t.arrived.hostPorts
+	}
+	return t
 }
 
 // runServices derives until ctx ends; at once over where services are kube-proxy's.
@@ -335,9 +367,10 @@ func (a *Agent) newServices() {
 			MaxFrontends: a.cfg.SocketLB.MapMax, MaxBackends: a.cfg.SocketLB.Backends(),
 			Maglev: maglevModel(a.cfg, a.dp.Maps().Services),
 		},
-		kernel: a.dp.Maps().Services.List,
-		warn:   func(reason, message string) { a.report(k8s.EventWarning, reason, message) },
-		log:    a.log,
+		hostPorts: a.cfg.SocketLB.NodePort,
+		kernel:    a.dp.Maps().Services.List,
+		warn:      func(reason, message string) { a.report(k8s.EventWarning, reason, message) },
+		log:       a.log,
 	})
 	if a.cfg.SocketLB.NodePort && a.cfg.SocketLB.HealthCheck {
 		a.healthChecks = healthcheck.New(a.socketLB.writes, a.log)

@@ -42,7 +42,7 @@ type Tables struct {
 }
 
 // Reflect carries Nodes, CiliumNodes and CiliumEndpoints into tables, and
-// Services with their EndpointSlices.
+// Services with their EndpointSlices and this node's pods with hostPorts.
 type Reflect struct {
 	client   *Client
 	tables   Tables
@@ -77,6 +77,9 @@ func NewReflect(client *Client, tables Tables) *Reflect {
 	r.pods = &podStore{tables: tables, done: once(ciliumv2.CiliumEndpointResource, podsDone)}
 	if tables.Services != nil {
 		r.services = newServiceStores(tables.DB, *tables.Services, once)
+		if tables.Services.HostPorts != nil {
+			r.services.pods = newHostPortStore(tables.DB, tables.Services, once)
+		}
 	}
 	return r
 }
@@ -106,6 +109,12 @@ func (r *Reflect) Run(ctx context.Context) error {
 			return c.reflect(ctx, lw, &discoveryv1.EndpointSlice{}, r.services.slices)
 		})
 	}
+	if r.services != nil && r.services.pods != nil {
+		g.Go(func() error {
+			lw := listWatch{rest: c.core, resource: hostPortsResource, list: &corev1.PodList{}, fields: ofNode(c.node)}
+			return c.reflect(ctx, lw, &corev1.Pod{}, r.services.pods)
+		})
+	}
 	return g.Wait()
 }
 
@@ -131,12 +140,13 @@ type listWatch struct {
 	resource string
 	list     runtime.Object // an empty list to copy
 	selector string         // of labels; empty: all
+	fields   string         // selector of fields; empty: all
 }
 
 // ListWithContext gets all objects.
 func (l *listWatch) ListWithContext(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
 	out := l.list.DeepCopyObject()
-	opts.LabelSelector = l.selector
+	opts.LabelSelector, opts.FieldSelector = l.selector, l.fields
 	err := l.rest.Get().Resource(l.resource).VersionedParams(&opts, l.client.params).Do(ctx).Into(out)
 	l.client.conn.noteList(l.resource, err)
 	if err != nil {
@@ -148,7 +158,7 @@ func (l *listWatch) ListWithContext(ctx context.Context, opts metav1.ListOptions
 
 // WatchWithContext starts a watch.
 func (l *listWatch) WatchWithContext(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
-	opts.Watch, opts.LabelSelector = true, l.selector
+	opts.Watch, opts.LabelSelector, opts.FieldSelector = true, l.selector, l.fields
 	w, err := l.rest.Get().Resource(l.resource).VersionedParams(&opts, l.client.params).Watch(ctx)
 	l.client.conn.noteList(l.resource, err)
 	if err != nil {

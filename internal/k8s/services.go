@@ -41,10 +41,11 @@ const defaultAffinity = time.Duration(corev1.DefaultClientIPServiceAffinitySecon
 
 // ServiceTables are what the reflectors of Services and EndpointSlices write.
 type ServiceTables struct {
-	Services statedb.RWTable[*table.Service]
-	Slices   statedb.RWTable[*table.EndpointSlice]
+	Services  statedb.RWTable[*table.Service]
+	Slices    statedb.RWTable[*table.EndpointSlice]
+	HostPorts statedb.RWTable[*table.PodHostPorts] // of this node; nil: nobody asks
 	// When the events behind the rows arrived; nil: nobody asks.
-	ServicesArrived, SlicesArrived *arrival.Log
+	ServicesArrived, SlicesArrived, HostPortsArrived *arrival.Log
 }
 
 // serviceRow makes the row of a Service.
@@ -364,6 +365,7 @@ func (s *objectStore[O, R]) Resync() error { return nil }
 type serviceStores struct {
 	services *objectStore[*corev1.Service, *table.Service]
 	slices   *objectStore[*discoveryv1.EndpointSlice, *table.EndpointSlice]
+	pods     *objectStore[*corev1.Pod, *table.PodHostPorts] // nil: nobody asks
 }
 
 // newServiceStores registers the tables' initializers.

@@ -37,7 +37,14 @@ func serviceTables(t *testing.T, db *statedb.DB) *k8s.ServiceTables {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &k8s.ServiceTables{Services: services, Slices: slices, ServicesArrived: &arrival.Log{}, SlicesArrived: &arrival.Log{}}
+	hostPorts, err := table.NewHostPorts(db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &k8s.ServiceTables{
+		Services: services, Slices: slices, HostPorts: hostPorts,
+		ServicesArrived: &arrival.Log{}, SlicesArrived: &arrival.Log{}, HostPortsArrived: &arrival.Log{},
+	}
 }
 
 func (f *fixture) service(name string) *table.Service {
@@ -124,6 +131,7 @@ func testServices(t *testing.T, f *fixture) {
 		t.Errorf("got %+v, want %+v", got, slice)
 	}
 	t.Run("changes", func(t *testing.T) { testServiceChanges(t, f) })
+	t.Run("hostPorts", func(t *testing.T) { testHostPorts(t, f) })
 	t.Run("zone of a node", func(t *testing.T) {
 		f.Do(t, http.MethodPatch, "/api/v1/nodes/n1", `{"metadata":{"labels":{"topology.kubernetes.io/zone":"b"}}}`, nil)
 		eventually(t, "zone", func() (bool, any) { n := f.node("n1"); return n.Zone == "b", n })

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/weft-net/weft/internal/table"
@@ -27,22 +28,28 @@ type claim struct {
 }
 
 // before orders the claims of one frontend: the first has it. A cluster IP was
-// given by the API server, which anybody's externalIPs were not; between equals
-// the older Service has it.
+// given by the API server, which anybody's externalIPs were not; Services are the
+// cluster's, hostPorts one pod's; between equals the older has it.
 func (c *claim) before(o *claim) int {
-	if a, b := c.typ == table.FrontendClusterIP, o.typ == table.FrontendClusterIP; a != b {
-		if a {
-			return -1
-		}
-		return 1
+	return cmp.Or(cmp.Compare(c.rank(), o.rank()), older(c.svc, o.svc))
+}
+
+func (c *claim) rank() int {
+	switch c.typ {
+	case table.FrontendClusterIP:
+		return 0
+	case table.FrontendHostPort:
+		return 2
 	}
-	return older(c.svc, o.svc)
+	return 1
 }
 
 // reclaim enters what a Service wants now instead of what it wanted before. All
 // who want the same are evaluated again.
 func (m *Model) reclaim(s *svc, arrived time.Time) {
+	delete(m.pods, s)
 	for _, c := range s.claims {
+		m.touchShadowed(c, arrived)
 		left := slices.DeleteFunc(m.claims[c.key], func(o *claim) bool { return o == c })
 		if len(left) == 0 {
 			delete(m.claims, c.key)
@@ -54,7 +61,11 @@ func (m *Model) reclaim(s *svc, arrived time.Time) {
 		}
 	}
 	s.claims, s.unread = m.wants(s)
+	if s.pod != nil {
+		m.pods[s] = struct{}{}
+	}
 	for _, c := range s.claims {
+		m.touchShadowed(c, arrived)
 		m.claims[c.key] = append(m.claims[c.key], c)
 		if all := m.claims[c.key]; len(all) > 1 {
 			slices.SortFunc(all, (*claim).before)
@@ -68,6 +79,9 @@ func (m *Model) reclaim(s *svc, arrived time.Time) {
 
 // wants lists the frontends of a Service, each once, and what is wrong with it.
 func (m *Model) wants(s *svc) (out []*claim, found []Finding) {
+	if s.pod != nil {
+		return m.wantsOfPod(s)
+	}
 	row := s.row
 	if row == nil || row.Headless || row.Elsewhere || row.Type == table.ServiceExternalName {
 		return nil, nil
@@ -161,18 +175,31 @@ func (m *Model) on(ip netip.Addr) bool { return (ip.Is4() && m.cfg.IPv4) || (ip.
 // lost names the frontends that another Service has.
 func (m *Model) lost(s *svc) (out []Finding) {
 	for _, c := range s.claims {
-		first := m.claims[c.key][0]
+		first := m.holder(c)
 		if first == c {
 			continue
 		}
 		why := "which is older"
-		if first.typ == table.FrontendClusterIP {
+		switch {
+		case first.typ == table.FrontendClusterIP:
 			why = "whose cluster IP it is"
+		case first.typ == table.FrontendNodePort && c.typ == table.FrontendHostPort:
+			why = "whose nodePort it is"
+		case first.typ != c.typ && c.typ == table.FrontendHostPort:
+			why = "and Services go before pods"
 		}
-		out = append(out, Finding{Kind: Clash, Service: s.name, Message: fmt.Sprintf("%s %s/%s belongs to Service %s, %s: remove it from one of them",
-			c.typ, c.key.addr, table.ProtoName(c.key.proto), first.svc.name, why)})
+		out = append(out, Finding{Kind: Clash, Service: s.name, Pod: s.pod != nil, Message: fmt.Sprintf("%s %s/%s belongs to %s, %s: remove it from one of them",
+			c.typ, c.key.addr, table.ProtoName(c.key.proto), first.svc, why)})
 	}
 	return out
+}
+
+// String names what is behind the frontends as users know it.
+func (s *svc) String() string {
+	if s.pod != nil {
+		return "pod " + s.pod.row.FullName()
+	}
+	return "Service " + s.name
 }
 
 // unusable says why nothing can be sent to an address; empty: it can.
@@ -227,11 +254,17 @@ const (
 type Finding struct {
 	Kind    Kind
 	Service string // namespace/name
+	Pod     bool   // it is about the hostPorts of a pod, and Service its name with more behind it
 	Message string
 }
 
 // String returns the finding as users read it.
-func (f Finding) String() string { return "service " + f.Service + ": " + f.Message }
+func (f Finding) String() string {
+	if f.Pod {
+		return "pod " + strings.TrimSuffix(f.Service, hostPorts) + ": " + f.Message
+	}
+	return "service " + f.Service + ": " + f.Message
+}
 
 // TakeNews tells whether Findings changed since it was asked last.
 func (m *Model) TakeNews() bool {

@@ -41,7 +41,7 @@ func (m *Model) evaluate(s *svc, arrived time.Time) (freed bool) {
 	m.tables -= s.tables
 	e := evaluation{m: m, s: s, choices: map[choiceKey]*choice{}, tables: map[tableKey]bool{}}
 	for _, c := range s.claims {
-		if m.claims[c.key][0] == c {
+		if m.holder(c) == c {
 			e.add(c)
 		}
 	}
@@ -57,7 +57,9 @@ func (m *Model) evaluate(s *svc, arrived time.Time) (freed bool) {
 	freed = m.publish(s, e.rows, arrived) || tables < s.tables
 	s.tables = tables
 	m.tables += tables
-	m.serving += some(e.rows) - some(s.rows)
+	if !s.ofPod {
+		m.serving += some(e.rows) - some(s.rows)
+	}
 	s.ids, s.held, s.rows = e.ids, e.held, e.rows
 	if len(e.noRoom) > 0 || e.missing > 0 || refused > 0 {
 		m.waiting[s] = struct{}{}
@@ -261,7 +263,7 @@ func (e *evaluation) miss(ch *choice, key backendKey) {
 func (e *evaluation) findings() (out []Finding) {
 	s, cfg := e.s, e.m.cfg
 	say := func(kind Kind, format string, args ...any) {
-		out = append(out, Finding{Kind: kind, Service: s.name, Message: fmt.Sprintf(format, args...)})
+		out = append(out, Finding{Kind: kind, Service: s.name, Pod: s.pod != nil, Message: fmt.Sprintf(format, args...)})
 	}
 	if n := len(e.noRoom); n > 0 {
 		c := e.noRoom[0]

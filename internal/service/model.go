@@ -45,7 +45,8 @@ type Model struct {
 	zone     string
 	services map[string]*svc       // by namespace/name
 	sliceOf  map[string]string     // slice -> Service that it is filed under
-	claims   map[claimKey][]*claim // all who want a frontend; the first has it
+	claims   map[claimKey][]*claim // all who want a frontend; the first has it, see holder
+	pods     map[*svc]struct{}     // with hostPorts
 	ids      numbers               // of Services' ports
 	restored map[table.FrontendKey]uint32
 	resumed  map[uint32]bool // restored numbers that a port has taken
@@ -65,6 +66,8 @@ type Model struct {
 type svc struct {
 	name     string
 	row      *table.Service         // nil: not known
+	ofPod    bool                   // row stands for the hostPorts of pod
+	pod      *podPorts              // nil: it is gone
 	slices   []*table.EndpointSlice // by name
 	claims   []*claim               // what it wants, in the order of preference
 	unread   []Finding              // of the Service's own addresses
@@ -86,7 +89,7 @@ type portID struct {
 // New returns a model that knows nothing.
 func New(cfg Config) *Model {
 	return &Model{
-		cfg: cfg, services: map[string]*svc{}, sliceOf: map[string]string{}, claims: map[claimKey][]*claim{},
+		cfg: cfg, services: map[string]*svc{}, sliceOf: map[string]string{}, claims: map[claimKey][]*claim{}, pods: map[*svc]struct{}{},
 		// Each port has a row at least, so that these are enough with all rows in use,
 		// and as many given back a moment ago.
 		ids: newNumbers(uint32(4 * cfg.MaxFrontends)), backends: newBackends(uint32(cfg.MaxBackends)),
@@ -238,7 +241,7 @@ func (m *Model) Commit() []Change {
 
 // Stats count what a Model holds.
 type Stats struct {
-	Services  int // with a frontend at least
+	Services  int // with a frontend at least; hostPorts' are of none
 	Frontends int // rows
 	Backends  int // that have an id
 }

@@ -393,70 +393,71 @@ type DatapathWeftWays struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	DatapathMapWeftAffinity      = "weft_affinity"
-	DatapathMapWeftBe            = "weft_be"
-	DatapathMapWeftCfg           = "weft_cfg"
-	DatapathMapWeftCt4           = "weft_ct4"
-	DatapathMapWeftCt6           = "weft_ct6"
-	DatapathMapWeftCtn4          = "weft_ctn4"
-	DatapathMapWeftCtn6          = "weft_ctn6"
-	DatapathMapWeftDev           = "weft_dev"
-	DatapathMapWeftEp            = "weft_ep"
-	DatapathMapWeftEvents        = "weft_events"
-	DatapathMapWeftFrag4         = "weft_frag4"
-	DatapathMapWeftFrag6         = "weft_frag6"
-	DatapathMapWeftIpc4          = "weft_ipc4"
-	DatapathMapWeftIpc6          = "weft_ipc6"
-	DatapathMapWeftLbct4         = "weft_lbct4"
-	DatapathMapWeftLbct6         = "weft_lbct6"
-	DatapathMapWeftLbctn4        = "weft_lbctn4"
-	DatapathMapWeftLbctn6        = "weft_lbctn6"
-	DatapathMapWeftLbctp4        = "weft_lbctp4"
-	DatapathMapWeftLbctp6        = "weft_lbctp6"
-	DatapathMapWeftMaglev        = "weft_maglev"
-	DatapathMapWeftMetrics       = "weft_metrics"
-	DatapathMapWeftNat4          = "weft_nat4"
-	DatapathMapWeftNat6          = "weft_nat6"
-	DatapathMapWeftNatc4         = "weft_natc4"
-	DatapathMapWeftNatc6         = "weft_natc6"
-	DatapathMapWeftNatdev        = "weft_natdev"
-	DatapathMapWeftNatip         = "weft_natip"
-	DatapathMapWeftNatn4         = "weft_natn4"
-	DatapathMapWeftNatn6         = "weft_natn6"
-	DatapathMapWeftNet4          = "weft_net4"
-	DatapathMapWeftNet6          = "weft_net6"
-	DatapathMapWeftNomasq4       = "weft_nomasq4"
-	DatapathMapWeftNomasq6       = "weft_nomasq6"
-	DatapathMapWeftRate          = "weft_rate"
-	DatapathMapWeftSk            = "weft_sk"
-	DatapathMapWeftSrc4          = "weft_src4"
-	DatapathMapWeftSrc6          = "weft_src6"
-	DatapathMapWeftSvc4          = "weft_svc4"
-	DatapathMapWeftSvc6          = "weft_svc6"
-	DatapathMapWeftSvcset        = "weft_svcset"
-	DatapathMapWeftWays          = "weft_ways"
-	DatapathProgFromNet          = "from_net"
-	DatapathProgFromOverlay      = "from_overlay"
-	DatapathProgFromPod          = "from_pod"
-	DatapathProgSockBind4        = "sock_bind4"
-	DatapathProgSockBind6        = "sock_bind6"
-	DatapathProgSockConnect4     = "sock_connect4"
-	DatapathProgSockConnect6     = "sock_connect6"
-	DatapathProgSockGetpeername4 = "sock_getpeername4"
-	DatapathProgSockGetpeername6 = "sock_getpeername6"
-	DatapathProgSockRecvmsg4     = "sock_recvmsg4"
-	DatapathProgSockRecvmsg6     = "sock_recvmsg6"
-	DatapathProgSockSendmsg4     = "sock_sendmsg4"
-	DatapathProgSockSendmsg6     = "sock_sendmsg6"
-	DatapathProgToNet            = "to_net"
-	DatapathProgToOverlay        = "to_overlay"
-	DatapathProgToPod            = "to_pod"
-	DatapathVarEnableIpv4        = "enable_ipv4"
-	DatapathVarEnableIpv6        = "enable_ipv6"
-	DatapathVarExpressMark       = "express_mark"
-	DatapathVarFibFlags          = "fib_flags"
-	DatapathVarHostNetnsCookie   = "host_netns_cookie"
-	DatapathVarSockHostOnly      = "sock_host_only"
+	DatapathMapWeftAffinity       = "weft_affinity"
+	DatapathMapWeftBe             = "weft_be"
+	DatapathMapWeftCfg            = "weft_cfg"
+	DatapathMapWeftCt4            = "weft_ct4"
+	DatapathMapWeftCt6            = "weft_ct6"
+	DatapathMapWeftCtn4           = "weft_ctn4"
+	DatapathMapWeftCtn6           = "weft_ctn6"
+	DatapathMapWeftDev            = "weft_dev"
+	DatapathMapWeftEp             = "weft_ep"
+	DatapathMapWeftEvents         = "weft_events"
+	DatapathMapWeftFrag4          = "weft_frag4"
+	DatapathMapWeftFrag6          = "weft_frag6"
+	DatapathMapWeftIpc4           = "weft_ipc4"
+	DatapathMapWeftIpc6           = "weft_ipc6"
+	DatapathMapWeftLbct4          = "weft_lbct4"
+	DatapathMapWeftLbct6          = "weft_lbct6"
+	DatapathMapWeftLbctn4         = "weft_lbctn4"
+	DatapathMapWeftLbctn6         = "weft_lbctn6"
+	DatapathMapWeftLbctp4         = "weft_lbctp4"
+	DatapathMapWeftLbctp6         = "weft_lbctp6"
+	DatapathMapWeftMaglev         = "weft_maglev"
+	DatapathMapWeftMetrics        = "weft_metrics"
+	DatapathMapWeftNat4           = "weft_nat4"
+	DatapathMapWeftNat6           = "weft_nat6"
+	DatapathMapWeftNatc4          = "weft_natc4"
+	DatapathMapWeftNatc6          = "weft_natc6"
+	DatapathMapWeftNatdev         = "weft_natdev"
+	DatapathMapWeftNatip          = "weft_natip"
+	DatapathMapWeftNatn4          = "weft_natn4"
+	DatapathMapWeftNatn6          = "weft_natn6"
+	DatapathMapWeftNet4           = "weft_net4"
+	DatapathMapWeftNet6           = "weft_net6"
+	DatapathMapWeftNomasq4        = "weft_nomasq4"
+	DatapathMapWeftNomasq6        = "weft_nomasq6"
+	DatapathMapWeftRate           = "weft_rate"
+	DatapathMapWeftSk             = "weft_sk"
+	DatapathMapWeftSrc4           = "weft_src4"
+	DatapathMapWeftSrc6           = "weft_src6"
+	DatapathMapWeftSvc4           = "weft_svc4"
+	DatapathMapWeftSvc6           = "weft_svc6"
+	DatapathMapWeftSvcset         = "weft_svcset"
+	DatapathMapWeftWays           = "weft_ways"
+	DatapathProgFromNet           = "from_net"
+	DatapathProgFromOverlay       = "from_overlay"
+	DatapathProgFromPod           = "from_pod"
+	DatapathProgSockBind4         = "sock_bind4"
+	DatapathProgSockBind6         = "sock_bind6"
+	DatapathProgSockConnect4      = "sock_connect4"
+	DatapathProgSockConnect6      = "sock_connect6"
+	DatapathProgSockGetpeername4  = "sock_getpeername4"
+	DatapathProgSockGetpeername6  = "sock_getpeername6"
+	DatapathProgSockRecvmsg4      = "sock_recvmsg4"
+	DatapathProgSockRecvmsg6      = "sock_recvmsg6"
+	DatapathProgSockSendmsg4      = "sock_sendmsg4"
+	DatapathProgSockSendmsg6      = "sock_sendmsg6"
+	DatapathProgToNet             = "to_net"
+	DatapathProgToOverlay         = "to_overlay"
+	DatapathProgToPod             = "to_pod"
+	DatapathVarEnableIpv4         = "enable_ipv4"
+	DatapathVarEnableIpv6         = "enable_ipv6"
+	DatapathVarExpressMark        = "express_mark"
+	DatapathVarFibFlags           = "fib_flags"
+	DatapathVarHostNetnsCookie    = "host_netns_cookie"
+	DatapathVarSockBindProtection = "sock_bind_protection"
+	DatapathVarSockHostOnly       = "sock_host_only"
 )
 
 // LoadDatapath returns the embedded CollectionSpec for Datapath.
@@ -571,12 +572,13 @@ type DatapathMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DatapathVariableSpecs struct {
-	EnableIpv4      *ebpf.VariableSpec `ebpf:"enable_ipv4"`
-	EnableIpv6      *ebpf.VariableSpec `ebpf:"enable_ipv6"`
-	ExpressMark     *ebpf.VariableSpec `ebpf:"express_mark"`
-	FibFlags        *ebpf.VariableSpec `ebpf:"fib_flags"`
-	HostNetnsCookie *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
-	SockHostOnly    *ebpf.VariableSpec `ebpf:"sock_host_only"`
+	EnableIpv4         *ebpf.VariableSpec `ebpf:"enable_ipv4"`
+	EnableIpv6         *ebpf.VariableSpec `ebpf:"enable_ipv6"`
+	ExpressMark        *ebpf.VariableSpec `ebpf:"express_mark"`
+	FibFlags           *ebpf.VariableSpec `ebpf:"fib_flags"`
+	HostNetnsCookie    *ebpf.VariableSpec `ebpf:"host_netns_cookie"`
+	SockBindProtection *ebpf.VariableSpec `ebpf:"sock_bind_protection"`
+	SockHostOnly       *ebpf.VariableSpec `ebpf:"sock_host_only"`
 }
 
 // DatapathObjects contains all objects after they have been loaded into the kernel.
@@ -694,12 +696,13 @@ func (m *DatapathMaps) Close() error {
 //
 // It can be passed to LoadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DatapathVariables struct {
-	EnableIpv4      *ebpf.Variable `ebpf:"enable_ipv4"`
-	EnableIpv6      *ebpf.Variable `ebpf:"enable_ipv6"`
-	ExpressMark     *ebpf.Variable `ebpf:"express_mark"`
-	FibFlags        *ebpf.Variable `ebpf:"fib_flags"`
-	HostNetnsCookie *ebpf.Variable `ebpf:"host_netns_cookie"`
-	SockHostOnly    *ebpf.Variable `ebpf:"sock_host_only"`
+	EnableIpv4         *ebpf.Variable `ebpf:"enable_ipv4"`
+	EnableIpv6         *ebpf.Variable `ebpf:"enable_ipv6"`
+	ExpressMark        *ebpf.Variable `ebpf:"express_mark"`
+	FibFlags           *ebpf.Variable `ebpf:"fib_flags"`
+	HostNetnsCookie    *ebpf.Variable `ebpf:"host_netns_cookie"`
+	SockBindProtection *ebpf.Variable `ebpf:"sock_bind_protection"`
+	SockHostOnly       *ebpf.Variable `ebpf:"sock_host_only"`
 }
 
 // DatapathPrograms contains all programs after they have been loaded into the kernel.
