@@ -243,6 +243,7 @@ func (a *Agent) newDatapath(ctx context.Context) (err error) {
 		Outside: a.cfg.SocketLB.NodePort,
 		SocketLB: datapath.SocketLB{
 			Enabled: a.cfg.SocketLB.Enabled, HostNamespaceOnly: a.cfg.SocketLB.HostNamespaceOnly, Cgroup: a.cfg.CgroupRoot,
+			BindNodePorts: !a.cfg.SocketLB.BindProtection,
 		},
 	})
 	if err != nil {
@@ -325,6 +326,7 @@ func (a *Agent) newLoops() (err error) {
 		return fmt.Errorf("state tables: %w", err)
 	}
 	a.derive = newDeriver(a.t, a.fam, a.cfg.AutoDirectNodeRoutes, foreignRoutes, a.log)
+	a.derive.nodePorts = a.cfg.SocketLB.Addresses
 	if a.pool != nil {
 		a.derive.view = func(n *table.Node) *table.Node { return a.pool.View(n, a.endpoints.Ranges()) }
 	}

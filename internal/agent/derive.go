@@ -78,7 +78,9 @@ type deriver struct {
 	direct  bool                           // auto-direct-node-routes
 	foreign func() ([]netip.Prefix, error) // routes of others in the main table
 	view    func(*table.Node) *table.Node  // a node with the ranges that are believed; nil: all are
-	log     *slog.Logger
+	// nodePorts are where addresses of nodes must lie for NodePorts to answer there; empty: anywhere.
+	nodePorts []netip.Prefix
+	log       *slog.Logger
 
 	refresh chan struct{}
 	claims  *claims
@@ -320,7 +322,7 @@ func (d *deriver) commit(txn statedb.ReadTxn, w *work) error {
 func (d *deriver) commitPrefix(wtxn statedb.WriteTxn, p netip.Prefix) error {
 	old, _, had := d.t.ipcache.Get(wtxn, table.IPCacheByPrefix.Query(p))
 	row, want := d.claims.winner(p)
-	row = d.tunnelled(row)
+	row = d.closed(d.tunnelled(row))
 	var err error
 	switch {
 	case want && (!had || *old != row):
@@ -332,6 +334,14 @@ func (d *deriver) commitPrefix(wtxn statedb.WriteTxn, p netip.Prefix) error {
 		return fmt.Errorf("ipcache %s: %w", p, err)
 	}
 	return nil
+}
+
+// closed marks the address of a node at which NodePorts do not answer.
+func (d *deriver) closed(row table.IPCache) table.IPCache {
+	if len(d.nodePorts) > 0 && (row.Kind == table.KindHost || row.Kind == table.KindNode) {
+		row.NoNodePort = !slices.ContainsFunc(d.nodePorts, func(p netip.Prefix) bool { return p.Contains(row.Prefix.Addr()) })
+	}
+	return row
 }
 
 func (d *deriver) commitRoutes(txn statedb.ReadTxn, wtxn statedb.WriteTxn) error {

@@ -31,7 +31,7 @@ type ipcacheTarget struct {
 func (t ipcacheTarget) Update(_ context.Context, row, _ *table.IPCache, _ bool) error {
 	return t.m.Upsert(maps.IPCacheRow{
 		Prefix: row.Prefix, Identity: row.Identity, Kind: row.Kind, EndpointID: row.EndpointID,
-		Tunnel: row.Tunnel, ByTunnel: row.ByTunnel,
+		Tunnel: row.Tunnel, ByTunnel: row.ByTunnel, NoNodePort: row.NoNodePort,
 	})
 }
 

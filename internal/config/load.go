@@ -34,7 +34,7 @@ func Default() *Config {
 		Pool:                 ClusterPool{IPv4MaskSize: 24, IPv6MaskSize: 120, Quarantine: 10 * time.Minute},
 		Pools:                MultiPool{PreAllocation: "default=8"},
 		EnableEndpointRoutes: true,
-		SocketLB:             SocketLB{MapMax: defaultLBMap, HealthCheck: true, Maglev: Maglev{Algorithm: AlgorithmRandom, TableSize: maglev.DefaultSize, HashSeed: maglev.DefaultSeed}},
+		SocketLB:             SocketLB{MapMax: defaultLBMap, HealthCheck: true, BindProtection: true, Maglev: Maglev{Algorithm: AlgorithmRandom, TableSize: maglev.DefaultSize, HashSeed: maglev.DefaultSeed}},
 		CgroupRoot:           "/run/cilium/cgroupv2",
 		MonitorAggregation:   "medium",
 		HealthPort:           9879,

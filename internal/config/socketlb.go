@@ -5,6 +5,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -26,8 +27,12 @@ type SocketLB struct {
 	// NodePort: Services answer what comes from outside the node, packet by packet.
 	NodePort bool `key:"enable-node-port"`
 	// HealthCheck: with NodePort, the node answers at Services' healthCheckNodePorts.
-	HealthCheck bool   `key:"enable-health-check-nodeport"`
-	Maglev      Maglev // with NodePort
+	HealthCheck bool `key:"enable-health-check-nodeport"`
+	// Addresses are where an address of a node must lie for NodePorts to answer there; empty: anywhere.
+	Addresses []netip.Prefix `key:"nodeport-addresses"`
+	// BindProtection: the node's own sockets cannot bind ports that are NodePorts.
+	BindProtection bool   `key:"node-port-bind-protection"`
+	Maglev         Maglev // with NodePort
 }
 
 // Values of bpf-lb-algorithm.

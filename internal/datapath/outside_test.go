@@ -112,10 +112,12 @@ func (e *edge) frontend(at netip.AddrPort, proto uint8, backends ...netip.AddrPo
 
 // Guards against services that do not answer from outside, answer by another address
 // than they were asked at, hide the client from backends of the node that was asked,
-// or send the client's own address where the answer would go past that node.
+// or send the client's own address where the answer would go past that node; and
+// against hostPorts that do not answer, or at addresses that are not the node's.
 func TestServicesFromOutside(t *testing.T) {
 	e := newEdge(t)
 	e.askEverything(t)
+	e.askHostPorts(t)
 	e.noDrops("icmp-redirect")
 	if e.nodes[0].metrics(t)["to_net icmp-redirect"] == 0 {
 		t.Error("the client was told the way to backends that it does not know")
@@ -133,6 +135,7 @@ func TestServicesFromOutsideByOverlay(t *testing.T) {
 	eachUnderlay(t, func(t *testing.T, c *overlayCluster) {
 		e := newOverlayEdge(t, c)
 		e.askEverything(t)
+		e.askHostPorts(t) // pods of the other node come by the overlay, too
 		e.noDrops()
 	})
 }

@@ -22,6 +22,7 @@ import (
 type SocketLB struct {
 	Enabled           bool
 	HostNamespaceOnly bool   // sockets of pods are left alone
+	BindNodePorts     bool   // the node's own sockets may bind ports that are NodePorts
 	Cgroup            string // where the node's cgroup2 hierarchy is mounted
 }
 
@@ -68,8 +69,9 @@ func socketPrograms(o Options, spec *ebpf.CollectionSpec, missing error) error {
 		return err
 	}
 	for name, v := range map[string]any{
-		object.DatapathVarHostNetnsCookie: cookie,
-		object.DatapathVarSockHostOnly:    o.SocketLB.HostNamespaceOnly,
+		object.DatapathVarHostNetnsCookie:    cookie,
+		object.DatapathVarSockHostOnly:       o.SocketLB.HostNamespaceOnly,
+		object.DatapathVarSockBindProtection: !o.SocketLB.BindNodePorts,
 	} {
 		if err := spec.Variables[name].Set(v); err != nil {
 			return fmt.Errorf("constant %s: %w", name, err)

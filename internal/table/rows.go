@@ -220,6 +220,9 @@ type IPCache struct {
 	// may send from the prefix by it, and whether it is also sent to by it.
 	Tunnel   netip.Addr `json:"tunnel,omitzero"`
 	ByTunnel bool       `json:"byTunnel,omitempty"`
+
+	// NoNodePort: of a node's address, that NodePorts do not answer there (nodePort.addresses).
+	NoNodePort bool `json:"noNodePort,omitempty"`
 }
 
 // TableHeader names the columns of TableRow.

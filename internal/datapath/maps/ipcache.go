@@ -26,10 +26,15 @@ type IPCacheRow struct {
 	Tunnel netip.Addr `json:"tunnel,omitzero"`
 	// ByTunnel: packets to it go by the overlay, where this node takes part.
 	ByTunnel bool `json:"byTunnel,omitempty"`
+	// NoNodePort: an address of a node at which NodePorts do not answer.
+	NoNodePort bool `json:"noNodePort,omitempty"`
 }
 
-// flagByTunnel is IPC_TUNNEL of bpf/lib/types.h.
-const flagByTunnel = 1 << 0
+// As IPC_TUNNEL and IPC_NO_NODE_PORT of bpf/lib/types.h.
+const (
+	flagByTunnel   = 1 << 0
+	flagNoNodePort = 1 << 1
+)
 
 // TableHeader names the columns of TableRow.
 func (IPCacheRow) TableHeader() []string {
@@ -82,6 +87,9 @@ func (m *IPCacheMap) Upsert(r IPCacheRow) error {
 	v := object.DatapathWeftIpcache{Identity: uint32(r.Identity), Endpoint: r.EndpointID, Kind: uint8(r.Kind), Tunnel: mapped(r.Tunnel)}
 	if r.ByTunnel {
 		v.Flags |= flagByTunnel
+	}
+	if r.NoNodePort {
+		v.Flags |= flagNoNodePort
 	}
 	return m.changing(r.Prefix, func() error { return put(mm, k, v) })
 }
@@ -149,7 +157,7 @@ func (m *IPCacheMap) Delete(p netip.Prefix) error {
 func ipcacheRow(p netip.Prefix, v object.DatapathWeftIpcache) IPCacheRow {
 	return IPCacheRow{
 		Prefix: p, Identity: table.Identity(v.Identity), Kind: table.HostKind(v.Kind), EndpointID: v.Endpoint,
-		Tunnel: unmapped(v.Tunnel), ByTunnel: v.Flags&flagByTunnel != 0,
+		Tunnel: unmapped(v.Tunnel), ByTunnel: v.Flags&flagByTunnel != 0, NoNodePort: v.Flags&flagNoNodePort != 0,
 	}
 }
 
