@@ -24,7 +24,7 @@ for mode in "${modes[@]}"; do
 	mkdir -p "$out"
 	test/step.sh "lab, kube-proxy $mode" build/bin/weft-lab --name "$lab" up --replace --nodes 3 --cni weft --kube-proxy "$mode"
 	services=()
-	[ "$mode" != none ] || services=(--set socketLB.enabled=true --set nodePort.enabled=true)
+	[ "$mode" != none ] || services=(--set kubeProxyReplacement=true)
 	test/step.sh "install" test/install.sh "$lab" "${services[@]}"
 	ok=1
 	test/step.sh "upstream tests, kube-proxy $mode" build/bin/weft-lab --name "$lab" e2e \

@@ -40,8 +40,10 @@ func TestAgentsRights(t *testing.T) {
 	}
 	// Only an agent that has use for them reads the cluster's Services.
 	want["services"], want["endpointslices"] = []string{"list", "watch"}, []string{"list", "watch"}
-	if diff := cmp.Diff(want, rights(t, "ClusterRole/weft-agent", "--set", "socketLB.enabled=true")); diff != "" {
-		t.Errorf("rights with socketLB.enabled (-want +got):\n%s", diff)
+	for _, set := range []string{"socketLB.enabled=true", "kubeProxyReplacement=true,k8sServiceHost=10.0.0.1"} {
+		if diff := cmp.Diff(want, rights(t, "ClusterRole/weft-agent", "--set", set)); diff != "" {
+			t.Errorf("rights with %s (-want +got):\n%s", set, diff)
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -28,7 +29,7 @@ func TestSeedBaseValues(t *testing.T) {
 		}
 	}
 	slices.Sort(refused)
-	want := []string{"bandwidthManager.enabled", "bpf.masquerade", "kubeProxyReplacement", "l2announcements.enabled", "loadBalancer.algorithm", "loadBalancer.mode"}
+	want := []string{"bandwidthManager.enabled", "bpf.masquerade", "l2announcements.enabled", "loadBalancer.algorithm", "loadBalancer.mode"}
 	if diff := cmp.Diff(want, refused); diff != "" {
 		t.Errorf("refused keys (-want +got):\n%s", diff)
 	}
@@ -36,14 +37,19 @@ func TestSeedBaseValues(t *testing.T) {
 	// With those switched off or removed, the rest installs and means what it says.
 	args := []string{
 		"--values", "testdata/seed-base-values.yaml", "--set",
-		"kubeProxyReplacement=false,loadBalancer.algorithm=random,loadBalancer.mode=null,l2announcements.enabled=false,bandwidthManager.enabled=false,bpf.masquerade=false",
+		"loadBalancer.algorithm=random,loadBalancer.mode=null,l2announcements.enabled=false,bandwidthManager.enabled=false,bpf.masquerade=false",
 	}
 	out := render(t, args...)
 	data := object[corev1.ConfigMap](t, out, "ConfigMap/cilium-config").Data
-	if data["cgroup-root"] != "/sys/fs/cgroup" || data["routing-mode"] != "native" || data["ipam"] != "kubernetes" {
+	if data["cgroup-root"] != "/sys/fs/cgroup" || data["routing-mode"] != "native" || data["ipam"] != "kubernetes" || data["kube-proxy-replacement"] != "true" {
 		t.Errorf("settings %v", data)
 	}
-	for _, c := range agentPod(t, out).Spec.Containers {
+	pod, operator := agentPod(t, out).Spec, object[appsv1.Deployment](t, out, "Deployment/cilium-operator").Spec.Template.Spec
+	all := slices.Concat(pod.InitContainers, pod.Containers, operator.Containers)
+	if len(all) != 3 {
+		t.Errorf("%d containers, want agent, its init and operator", len(all))
+	}
+	for _, c := range all {
 		env := map[string]string{}
 		for _, e := range c.Env {
 			env[e.Name] = e.Value

@@ -15,6 +15,7 @@ import (
 type kubeProxy struct {
 	sockets bool // Weft serves what begins at a socket
 	outside bool // and what comes from outside
+	replace bool // kubeProxyReplacement: it is not to run
 	running func(context.Context) (kubeproxy.Life, bool)
 	find    func(context.Context) ([]kubeproxy.Object, error)
 	now     func() time.Time
@@ -65,6 +66,9 @@ func (k *kubeProxy) runs(life kubeproxy.Life, c *rpc.Component) {
 		c.Message = "kube-proxy runs in mode " + life.Mode
 	}
 	switch {
+	case k.replace:
+		c.State = rpc.StateWarning
+		c.Message += ", and Weft beside it, which is to replace it (kubeProxyReplacement=true): remove kube-proxy (`kubectl -n kube-system delete daemonset kube-proxy`), then what it leaves with `weft kube-proxy cleanup`"
 	case k.outside:
 		c.Message += ", and Weft beside it, which serves all but SCTP (nodePort.enabled): remove kube-proxy, then what it leaves with `weft kube-proxy cleanup`"
 	case k.sockets:
@@ -98,7 +102,7 @@ func (k *kubeProxy) absent(ctx context.Context, now time.Time, c *rpc.Component)
 	} else if k.outside {
 		c.Message += ": Services are Weft's, but for SCTP"
 	} else {
-		c.Message += ": " + served + ": set nodePort.enabled=true (with socketLB.enabled=true), or run kube-proxy"
+		c.Message += ": " + served + ": set kubeProxyReplacement=true, or run kube-proxy"
 	}
 	if k.findErr != nil {
 		c.Details = append(c.Details, "not all could be searched for what kube-proxy left: "+k.findErr.Error())

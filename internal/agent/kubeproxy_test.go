@@ -66,12 +66,14 @@ func TestKubeProxyComponent(t *testing.T) {
 	want(rpc.StateOK, 2, "in mode nftables")
 	life, left, findErr = nil, nil, nil
 	k.sockets = false
-	want(rpc.StateWarning, 3, "Services have no addresses", "nodePort.enabled=true")
+	want(rpc.StateWarning, 3, "Services have no addresses", "kubeProxyReplacement=true")
 
 	k.sockets, k.outside = true, true
 	want(rpc.StateOK, 3, "not running", "Services are Weft's")
 	life = &kubeproxy.Life{Mode: "nftables"}
 	want(rpc.StateOK, 3, "in mode nftables", "`weft kube-proxy cleanup`")
+	k.replace = true
+	want(rpc.StateWarning, 3, "in mode nftables", "which is to replace it", "delete daemonset kube-proxy")
 	life, left = nil, []kubeproxy.Object{{Kind: kubeproxy.KindTable}}
 	want(rpc.StateWarning, 4, "1 table", "`weft kube-proxy cleanup`")
 }

@@ -29,6 +29,7 @@ type sockets interface {
 // socketLB keeps the programs of sockets attached, and knows whether they work.
 type socketLB struct {
 	on, hostOnly bool
+	alone        bool // kubeProxyReplacement: nobody else serves
 	dp           sockets
 	prove        func(context.Context) error // a connection from this pod
 	m            *maps.ServiceMap
@@ -46,7 +47,7 @@ type socketLB struct {
 func (a *Agent) newSocketLB() {
 	c := a.cfg.SocketLB
 	s := &socketLB{
-		on: c.Enabled, hostOnly: c.HostNamespaceOnly, dp: a.dp, m: a.dp.Maps().Services, log: a.log,
+		on: c.Enabled, hostOnly: c.HostNamespaceOnly, alone: a.cfg.KubeProxyReplacement, dp: a.dp, m: a.dp.Maps().Services, log: a.log,
 		udp: newUDPReaper(a.dp.Maps().Services, a.links, a.log),
 	}
 	s.udp.netns = a.podNamespaces
@@ -176,7 +177,7 @@ func (s *socketLB) failed(err error) {
 
 // Component is the line of the status.
 func (s *socketLB) Component() rpc.Component {
-	c := rpc.Component{Name: "SocketLB", State: rpc.StateDisabled, Message: "socketLB.enabled is false; kube-proxy serves all connections"}
+	c := rpc.Component{Name: "SocketLB", State: rpc.StateDisabled, Message: "socketLB.enabled and kubeProxyReplacement are false; kube-proxy serves all connections"}
 	s.mu.Lock()
 	proven, err := s.proven, s.err
 	s.mu.Unlock()
@@ -185,6 +186,9 @@ func (s *socketLB) Component() rpc.Component {
 		c.State, c.Message = rpc.StateFailing, err.Error()
 		return c
 	case !s.on:
+		return c
+	case errors.Is(err, datapath.ErrNoSockets) && s.alone:
+		c.State, c.Message = rpc.StateFailing, err.Error()+"; what pods and the node send to Services has no backends: set kubeProxyReplacement=false and run kube-proxy, or take a newer kernel"
 		return c
 	case errors.Is(err, datapath.ErrNoSockets):
 		c.State, c.Message = rpc.StateWarning, err.Error()+"; kube-proxy serves all connections"

@@ -34,7 +34,7 @@ func (a *Agent) Status(ctx context.Context) rpc.Status {
 		Node: a.opts.NodeName, Version: a.opts.Version, StartedAt: a.start,
 		Components: []rpc.Component{
 			a.kubernetesComponent(), a.datapathComponent(ctx), a.fill.Component(), a.ipamComponent(), a.endpointsComponent(),
-			a.routingComponent(), a.services.Component(), a.socketLB.Component(), a.nodePortComponent(), a.masq.Component(), a.bigTCP.Component(), a.floods.Component(time.Now()), a.gate.Component(), a.peers.Component(), a.cniComponent(), a.proxy.Component(ctx),
+			a.routingComponent(), a.replacementComponent(), a.services.Component(), a.socketLB.Component(), a.nodePortComponent(), a.masq.Component(), a.bigTCP.Component(), a.floods.Component(time.Now()), a.gate.Component(), a.peers.Component(), a.cniComponent(), a.proxy.Component(ctx),
 			{Name: "Hubble", State: rpc.StateDisabled, Message: "not built yet"},
 			a.modulesComponent(),
 		},

@@ -48,9 +48,6 @@ func (c *Config) check() []error {
 	bad := func(key, format string, args ...any) {
 		errs = append(errs, fmt.Errorf("setting "+key+": "+format, args...))
 	}
-	if c.KubeProxyReplacement {
-		bad("kube-proxy-replacement", "true is not yet supported: leave kube-proxy running and set kubeProxyReplacement=false")
-	}
 	if !c.EnableEndpointRoutes {
 		bad("enable-endpoint-routes", "false is not supported: the node reaches each pod by a route of its own; set endpointRoutes.enabled=true")
 	}

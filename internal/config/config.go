@@ -20,8 +20,8 @@ type Config struct {
 	MTU                  int          `key:"mtu"` // 0: from the devices
 	BigTCP               BigTCP       // super-packets beyond 64 KiB
 	EnableEndpointRoutes bool         `key:"enable-endpoint-routes"`
-	KubeProxyReplacement bool         `key:"kube-proxy-replacement"` // must be false for now
-	SocketLB             SocketLB     // services, beside kube-proxy
+	KubeProxyReplacement bool         `key:"kube-proxy-replacement"` // switches on what of SocketLB it takes
+	SocketLB             SocketLB     // services
 	Devices              []string     `key:"devices"` // globs; empty: found by address and default route
 	CgroupRoot           string       `key:"cgroup-root"`
 	Debug                bool         `key:"debug"`

@@ -73,7 +73,7 @@ func TestRefusals(t *testing.T) {
 		{"cluster-pool-acknowledged-overlaps", "10.0.0.1/8", "write 10.0.0.0/8"},
 		{"cluster-pool-quarantine", "10", `"10" is not a duration such as 10m`},
 		{"cluster-pool-quarantine", "-1s", "is outside 0 to 24h0m0s"},
-		{"kube-proxy-replacement", "true", "setting kube-proxy-replacement: true is not yet supported: leave kube-proxy running"},
+		{"nodeport-addresses", "10.0.0.1/8", "write 10.0.0.0/8"},
 		{"kube-proxy-replacement", "strict", `"strict" is neither true nor false`},
 		{"enable-endpoint-routes", "false", "setting enable-endpoint-routes: false is not supported"},
 		{"enable-ipv4", "false", "both families are off"},
@@ -113,6 +113,33 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("got %v, want it to contain %q", err, tc.want)
 			}
 		})
+	}
+}
+
+// Guards against kubeProxyReplacement that leaves something of it off, or turns on what
+// leaves pods' connections to nobody; and against a node that has lost its own choices.
+func TestKubeProxyReplacement(t *testing.T) {
+	for _, tc := range []struct {
+		values   map[string]string
+		sock, np bool
+	}{
+		{map[string]string{}, false, false},
+		{map[string]string{"kube-proxy-replacement": "false", "bpf-lb-sock": "true"}, true, false},
+		{map[string]string{"kube-proxy-replacement": "true"}, true, true},
+		{map[string]string{"kube-proxy-replacement": "true", "bpf-lb-sock": "false", "enable-node-port": "false"}, true, true},
+	} {
+		cfg, err := config.Parse(tc.values)
+		if err != nil || cfg.SocketLB.Enabled != tc.sock || cfg.SocketLB.NodePort != tc.np {
+			t.Errorf("%v: %+v %v", tc.values, cfg, err)
+		}
+	}
+	_, err := config.Parse(map[string]string{"kube-proxy-replacement": "true", "bpf-lb-sock-hostns-only": "true"})
+	if err == nil || !strings.Contains(err.Error(), "which kube-proxy-replacement says is gone: set socketLB.hostNamespaceOnly=false") {
+		t.Errorf("pods' connections are left to nobody: %v", err)
+	}
+	cfg, err := config.Parse(map[string]string{"nodeport-addresses": "10.0.0.0/8, fd00::/8", "node-port-bind-protection": "false"})
+	if err != nil || len(cfg.SocketLB.Addresses) != 2 || cfg.SocketLB.BindProtection {
+		t.Errorf("%+v %v", cfg, err)
 	}
 }
 

@@ -90,7 +90,11 @@ func read(dir string) (map[string]string, error) {
 // that are the operator's alone are not looked at.
 func Parse(values map[string]string) (*Config, error) {
 	cfg := Default()
-	if err := apply(values, fieldsOf(cfg), fieldsOf(&Operator{}), cfg.check); err != nil {
+	check := func() []error {
+		cfg.replaceKubeProxy()
+		return cfg.check()
+	}
+	if err := apply(values, fieldsOf(cfg), fieldsOf(&Operator{}), check); err != nil {
 		return nil, err
 	}
 	return cfg, nil

@@ -84,7 +84,18 @@ func (m Maglev) check(nodePort bool) (errs []error) {
 // Backends is how many backends there may be: ids begin at 1.
 func (s SocketLB) Backends() int { return 2*s.MapMax - 1 }
 
+// replaceKubeProxy switches on all that stands for kube-proxy, whatever its own keys
+// say, as Cilium does.
+func (c *Config) replaceKubeProxy() {
+	if c.KubeProxyReplacement {
+		c.SocketLB.Enabled, c.SocketLB.NodePort = true, true
+	}
+}
+
 func (c *Config) checkSocketLB() []error {
+	if c.SocketLB.HostNamespaceOnly && c.KubeProxyReplacement {
+		return []error{errors.New("setting bpf-lb-sock-hostns-only: true leaves pods' connections to kube-proxy, which kube-proxy-replacement says is gone: set socketLB.hostNamespaceOnly=false, or kubeProxyReplacement=false")}
+	}
 	if c.SocketLB.HostNamespaceOnly && !c.SocketLB.Enabled {
 		return []error{errors.New("setting bpf-lb-sock-hostns-only: true needs bpf-lb-sock: set socketLB.enabled=true, or socketLB.hostNamespaceOnly=false")}
 	}

@@ -97,6 +97,8 @@ enable-ipv6-big-tcp: {{ .Values.enableIPv6BIGTCP | quote }}
 enable-endpoint-routes: {{ .Values.endpointRoutes.enabled | quote }}
 kube-proxy-replacement: {{ .Values.kubeProxyReplacement | quote }}
 bpf-lb-sock: {{ .Values.socketLB.enabled | quote }}
+nodeport-addresses: {{ include "weft.words" .Values.nodePort.addresses | quote }}
+node-port-bind-protection: {{ .Values.nodePort.bindProtection | quote }}
 bpf-lb-sock-hostns-only: {{ .Values.socketLB.hostNamespaceOnly | quote }}
 enable-node-port: {{ .Values.nodePort.enabled | quote }}
 enable-health-check-nodeport: {{ .Values.nodePort.enableHealthCheck | quote }}
@@ -119,6 +121,14 @@ ipv6-native-routing-cidr: {{ .Values.ipv6NativeRoutingCIDR | quote }}
 agent-health-port: {{ .Values.healthPort | int | quote }}
 prometheus-port: {{ ternary (.Values.prometheus.port | int) 0 .Values.prometheus.enabled | quote }}
 pprof-port: {{ ternary (.Values.pprof.port | int) 0 .Values.pprof.enabled | quote }}
+{{- end -}}
+
+{{/* "true" where Services get their backends here: at sockets; and from outside, too. */}}
+{{- define "weft.socketLB" -}}
+{{- if or .Values.socketLB.enabled (eq (toString .Values.kubeProxyReplacement) "true") -}}true{{- end -}}
+{{- end -}}
+{{- define "weft.nodePort" -}}
+{{- if or .Values.nodePort.enabled (eq (toString .Values.kubeProxyReplacement) "true") -}}true{{- end -}}
 {{- end -}}
 
 {{- define "weft.apiServerEnv" -}}

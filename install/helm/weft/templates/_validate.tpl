@@ -67,16 +67,33 @@ weft.validate fails with one line for each value that Weft does not honour.
 {{- $add = append $add (printf "enableIPv%sBIGTCP=true: has no effect without ipv%s.enabled=true; set it too" $f $f) -}}
 {{- end -}}
 {{- end -}}
-{{- if and $v.socketLB.hostNamespaceOnly (not $v.socketLB.enabled) -}}
+{{- $replaces := eq (toString $v.kubeProxyReplacement) "true" -}}
+{{- if and $v.socketLB.hostNamespaceOnly $replaces -}}
+{{- $add = append $add "socketLB.hostNamespaceOnly=true: leaves pods' connections to kube-proxy, and with kubeProxyReplacement=true there is none; set one of them to false" -}}
+{{- else if and $v.socketLB.hostNamespaceOnly (not $v.socketLB.enabled) -}}
 {{- $add = append $add "socketLB.hostNamespaceOnly=true: has no effect without socketLB.enabled=true; set it too" -}}
 {{- end -}}
-{{- if and $v.nodePort.enabled (not $v.socketLB.enabled) -}}
-{{- $add = append $add "nodePort.enabled=true: has no effect without socketLB.enabled=true; set it too" -}}
+{{- if and $v.nodePort.enabled (not $v.socketLB.enabled) (not $replaces) -}}
+{{- $add = append $add "nodePort.enabled=true: has no effect without socketLB.enabled=true; set it too, or kubeProxyReplacement=true" -}}
 {{- end -}}
-{{- if and (eq $v.loadBalancer.algorithm "maglev") (not $v.nodePort.enabled) -}}
+{{- if and $replaces (not $v.k8sServiceHost) -}}
+{{- $add = append $add "kubeProxyReplacement=true: the agents reach the API server before anybody translates the service kubernetes; set k8sServiceHost and k8sServicePort to what `kubectl cluster-info` names, as the nodes reach it" -}}
+{{- end -}}
+{{- if eq (toString $v.k8sServiceHost) "auto" -}}
+{{- $add = append $add "k8sServiceHost=auto: Weft does not look the address up; set what `kubectl cluster-info` names" -}}
+{{- end -}}
+{{- range $key, $what := dict "hostPort" "host ports" "externalIPs" "external addresses of Services" -}}
+{{- $on := toString (get (get $v $key | default dict) "enabled") -}}
+{{- if and (eq $on "true") (not (or $replaces $v.nodePort.enabled)) -}}
+{{- $add = append $add (printf "%s.enabled=true: %s come with kubeProxyReplacement=true, or with nodePort.enabled=true; set one of them" $key $what) -}}
+{{- else if and (eq $on "false") $v.nodePort.enabled (not $replaces) -}}
+{{- $add = append $add (printf "%s.enabled=false: nodePort.enabled=true serves %s, too; remove one of them" $key $what) -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq $v.loadBalancer.algorithm "maglev") (not (or $replaces $v.nodePort.enabled)) -}}
 {{- $add = append $add "loadBalancer.algorithm=maglev: has no effect without nodePort.enabled=true; set it too" -}}
 {{- end -}}
-{{- if and $v.bpf.lbAlgorithmAnnotation (not $v.nodePort.enabled) -}}
+{{- if and $v.bpf.lbAlgorithmAnnotation (not (or $replaces $v.nodePort.enabled)) -}}
 {{- $add = append $add "bpf.lbAlgorithmAnnotation=true: has no effect without nodePort.enabled=true; set it too" -}}
 {{- end -}}
 {{- if and $v.ipMasqAgent.enabled (not $v.bpf.masquerade) -}}
