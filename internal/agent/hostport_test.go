@@ -92,3 +92,41 @@ func TestHostPortsFollowPods(t *testing.T) {
 		t.Errorf("addresses %v", got)
 	}
 }
+
+// Guards against nodePort.addresses that close another address than they leave out, of
+// this node, of others, or of pods; and against an address that stays closed to another
+// owner.
+func TestNodePortAddressesMarkNodes(t *testing.T) {
+	f := newFixture(t)
+	f.d.nodePorts = []netip.Prefix{cidr("10.9.0.0/24"), cidr("fd00:9::/64")}
+	in, err := f.d.watch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	derive := func() {
+		t.Helper()
+		txn := f.t.db.ReadTxn()
+		work, _ := f.d.take(in, txn)
+		if err := f.d.commit(txn, work); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(t, f.t.db, f.t.nodes, &table.Node{Name: "n1", Local: true, Addrs: []netip.Addr{ip("10.9.0.1"), ip("fd00:9::1")}})
+	put(t, f.t.db, f.t.nodes, &table.Node{Name: "n2", Addrs: []netip.Addr{ip("10.9.0.2"), ip("192.0.2.2")}, PodCIDRs: []netip.Prefix{cidr("10.244.2.0/24")}})
+	put(t, f.t.db, f.t.devices, &table.Device{Name: "eth1", Addrs: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24"), netip.MustParsePrefix("fd00:8::1/64")}})
+	derive()
+	for p, closed := range map[string]bool{
+		"10.9.0.1/32": false, "fd00:9::1/128": false, "192.0.2.1/32": true, "fd00:8::1/128": true,
+		"10.9.0.2/32": false, "192.0.2.2/32": true, "10.244.2.0/24": false,
+	} {
+		if r, ok := rows(f)[cidr(p)]; !ok || r.NoNodePort != closed {
+			t.Errorf("%s: %+v, want it closed: %v", p, r, closed)
+		}
+	}
+	drop(t, f.t.db, f.t.devices, &table.Device{Name: "eth1"})
+	put(t, f.t.db, f.t.endpoints, &table.Endpoint{ID: 7, ContainerID: "c", Kind: table.EndpointPod, Pod: "p", IPv4: ip("192.0.2.1"), State: table.EndpointReady})
+	derive()
+	if r := rows(f)[cidr("192.0.2.1/32")]; r.Kind != table.KindLocalPod || r.NoNodePort {
+		t.Errorf("a pod's address: %+v", r)
+	}
+}
