@@ -85,8 +85,11 @@ func lbFlags(f table.Frontend) []string {
 	if f.Affinity != 0 {
 		out = append(out, fmt.Sprintf("sessionAffinity %s", f.Affinity))
 	}
-	if f.Type == table.FrontendClusterIP {
+	switch {
+	case f.Type == table.FrontendClusterIP:
 		out = append(out, "non-routable")
+	case f.Type == table.FrontendHostPort && f.Key.Addr.Addr().IsLoopback():
+		out = append(out, "loopback")
 	}
 	return out
 }
