@@ -383,7 +383,7 @@ func TestRefusals(t *testing.T) {
 		{"kubeProxyReplacement=true,k8sServiceHost=auto", []string{"does not look the address up"}},
 		{"kubeProxyReplacement=true,k8sServiceHost=10.0.0.1,hostPort.enabled=true,externalIPs.enabled=true,nodePort.enabled=false,socketLB.enabled=false", nil},
 		{"kubeProxyReplacement=true,k8sServiceHost=10.0.0.1,loadBalancer.mode=snat,loadBalancer.algorithm=random,nodePort.range=30000\\,32767,sessionAffinity=true", nil},
-		{"kubeProxyReplacement=true,k8sServiceHost=10.0.0.1,socketLB.enabled=true,socketLB.hostNamespaceOnly=true", []string{"leaves pods' connections to kube-proxy"}},
+		{"kubeProxyReplacement=true,k8sServiceHost=10.0.0.1,socketLB.hostNamespaceOnly=true", nil},
 		{"kubeProxyReplacement=strict", []string{"kubeProxyReplacement=strict", "takes kube-proxy's place in all (true)"}},
 		{"hostPort.enabled=true", []string{"host ports come with kubeProxyReplacement=true"}},
 		{"externalIPs.enabled=true", []string{"external addresses of Services come with kubeProxyReplacement=true"}},

@@ -70,7 +70,7 @@ func (k *kubeProxy) runs(life kubeproxy.Life, c *rpc.Component) {
 		c.State = rpc.StateWarning
 		c.Message += ", and Weft beside it, which is to replace it (kubeProxyReplacement=true): remove kube-proxy (`kubectl -n kube-system delete daemonset kube-proxy`), then what it leaves with `weft kube-proxy cleanup`"
 	case k.outside:
-		c.Message += ", and Weft beside it, which serves all but SCTP (nodePort.enabled): remove kube-proxy, then what it leaves with `weft kube-proxy cleanup`"
+		c.Message += ", and Weft beside it, which serves all but SCTP of the node itself (nodePort.enabled): remove kube-proxy, then what it leaves with `weft kube-proxy cleanup`"
 	case k.sockets:
 		c.Message += ", and Weft beside it: Weft serves connections that begin at a socket (socketLB.enabled), kube-proxy all others"
 	}
@@ -100,7 +100,7 @@ func (k *kubeProxy) absent(ctx context.Context, now time.Time, c *rpc.Component)
 		c.Message += ", but what it left still translates, to backends of then: " + kubeproxy.Count(k.found) +
 			"; start it again, or remove that with `weft kube-proxy cleanup`"
 	} else if k.outside {
-		c.Message += ": Services are Weft's, but for SCTP"
+		c.Message += ": Services are Weft's, but for SCTP of the node itself"
 	} else {
 		c.Message += ": " + served + ": set kubeProxyReplacement=true, or run kube-proxy"
 	}

@@ -92,7 +92,7 @@ func replacement(cfg *config.Config, devices []string) rpc.Component {
 		c.Details = append(c.Details, "Socket LB Coverage: "+coverage, "Session Affinity: Enabled")
 	}
 	if s.NodePort {
-		c.Details = append(c.Details, "Mode: SNAT", "Backend Selection: Random at sockets, "+s.Maglev.Algorithm+" from outside", "XDP Acceleration: Disabled", "SCTP: Disabled")
+		c.Details = append(c.Details, "Mode: SNAT", "Backend Selection: Random at sockets, "+s.Maglev.Algorithm+" from outside", "XDP Acceleration: Disabled")
 	}
 	for _, svc := range []struct {
 		name string

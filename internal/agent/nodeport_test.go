@@ -21,7 +21,7 @@ func TestReplacementIsTold(t *testing.T) {
 		{map[string]string{}, "False", []string{"Socket LB: Disabled", "ClusterIP: Disabled", "HostPort: Disabled"}},
 		{map[string]string{"bpf-lb-sock": "true", "bpf-lb-sock-hostns-only": "true"}, "False", []string{"Socket LB Coverage: Hostns-only", "ClusterIP: Enabled", "NodePort: Disabled"}},
 		{map[string]string{"kube-proxy-replacement": "true"}, "True [eth0, eth1]", []string{
-			"Socket LB: Enabled", "Socket LB Coverage: Full", "Mode: SNAT", "SCTP: Disabled", "ClusterIP: Enabled", "NodePort: Enabled",
+			"Socket LB: Enabled", "Socket LB Coverage: Full", "Mode: SNAT", "ClusterIP: Enabled", "NodePort: Enabled",
 			"LoadBalancer: Enabled", "externalIPs: Enabled", "HostPort: Enabled",
 		}},
 	} {

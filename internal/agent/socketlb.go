@@ -188,7 +188,7 @@ func (s *socketLB) Component() rpc.Component {
 	case !s.on:
 		return c
 	case errors.Is(err, datapath.ErrNoSockets) && s.alone:
-		c.State, c.Message = rpc.StateFailing, err.Error()+"; what pods and the node send to Services has no backends: set kubeProxyReplacement=false and run kube-proxy, or take a newer kernel"
+		c.State, c.Message = rpc.StateFailing, err.Error()+"; what the node itself sends to Services has no backends: set kubeProxyReplacement=false and run kube-proxy, or take a newer kernel"
 		return c
 	case errors.Is(err, datapath.ErrNoSockets):
 		c.State, c.Message = rpc.StateWarning, err.Error()+"; kube-proxy serves all connections"

@@ -93,9 +93,6 @@ func (c *Config) replaceKubeProxy() {
 }
 
 func (c *Config) checkSocketLB() []error {
-	if c.SocketLB.HostNamespaceOnly && c.KubeProxyReplacement {
-		return []error{errors.New("setting bpf-lb-sock-hostns-only: true leaves pods' connections to kube-proxy, which kube-proxy-replacement says is gone: set socketLB.hostNamespaceOnly=false, or kubeProxyReplacement=false")}
-	}
 	if c.SocketLB.HostNamespaceOnly && !c.SocketLB.Enabled {
 		return []error{errors.New("setting bpf-lb-sock-hostns-only: true needs bpf-lb-sock: set socketLB.enabled=true, or socketLB.hostNamespaceOnly=false")}
 	}

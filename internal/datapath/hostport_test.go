@@ -17,11 +17,14 @@ import (
 	"github.com/weft-net/weft/internal/table"
 )
 
-// hostPort has the first node serve a hostPort by a pod.
+// hostPort has the first node serve a hostPort by a pod, and makes the other one have
+// the same, by nobody.
 func (e *edge) hostPort(at netip.AddrPort, proto uint8, pod netip.AddrPort) {
 	f := e.frontend(at, proto, pod)
 	f.Type = table.FrontendHostPort
 	must(e.t, e.nodes[0].d.Maps().Services.Upsert(*f))
+	f.Backends = nil
+	must(e.t, e.nodes[1].d.Maps().Services.Upsert(*f))
 }
 
 // portmapRules do what the portmap plugin does for a hostPort, but lead astray; %s is
@@ -55,7 +58,10 @@ func (e *edge) askHostPorts(t *testing.T) {
 			e.hostPort(ap(elsewhere, 18083), proto, to)
 		}
 		e.hostPort(ap(unspecified(fam), 18081), table.ProtoTCP, ap(pod.addr.of(fam), 81))
-		for name, from := range map[string]*space{"outside": e.client, "a pod of the other node": e.nodes[1].pods[0].space, "the other node": e.nodes[1].space} {
+		for name, from := range map[string]*space{
+			"outside": e.client, "the other node": e.nodes[1].space, "a pod of the other node": e.nodes[1].pods[0].space,
+			"a pod of the node, past its socket": m.pods[1].space, "itself, past its socket": pod.space,
+		} {
 			t.Run(fmt.Sprintf("ipv%d from %s", fam, name), func(t *testing.T) {
 				for _, port := range []uint16{18080, 18082} {
 					for network, size := range map[string]int{"tcp": 1 << 20, "udp": 1000} {

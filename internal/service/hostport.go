@@ -69,7 +69,7 @@ func (m *Model) wantsOfPod(s *svc) (out []*claim, found []Finding) {
 	has := map[claimKey]bool{}
 	for i, p := range s.pod.row.Ports {
 		if p.Proto == 0 || p.Port < 1 || p.Port > 65535 || p.To < 1 || p.To > 65535 {
-			bad("hostPort %s to containerPort %d/%s is none that can be served: use TCP or UDP, and 1 to 65535", p, p.To, table.ProtoName(p.Proto))
+			bad("hostPort %s to containerPort %d/%s is none that can be served: use TCP, UDP or SCTP, and 1 to 65535", p, p.To, table.ProtoName(p.Proto))
 			continue
 		}
 		if why := noHostIP(p.HostIP); why != "" {

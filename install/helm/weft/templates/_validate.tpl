@@ -68,9 +68,7 @@ weft.validate fails with one line for each value that Weft does not honour.
 {{- end -}}
 {{- end -}}
 {{- $replaces := eq (toString $v.kubeProxyReplacement) "true" -}}
-{{- if and $v.socketLB.hostNamespaceOnly $replaces -}}
-{{- $add = append $add "socketLB.hostNamespaceOnly=true: leaves pods' connections to kube-proxy, and with kubeProxyReplacement=true there is none; set one of them to false" -}}
-{{- else if and $v.socketLB.hostNamespaceOnly (not $v.socketLB.enabled) -}}
+{{- if and $v.socketLB.hostNamespaceOnly (not $v.socketLB.enabled) (not $replaces) -}}
 {{- $add = append $add "socketLB.hostNamespaceOnly=true: has no effect without socketLB.enabled=true; set it too" -}}
 {{- end -}}
 {{- if and $v.nodePort.enabled (not $v.socketLB.enabled) (not $replaces) -}}
