@@ -117,7 +117,7 @@ func (a *app) serviceCommand() *cobra.Command {
 		listCommand[table.Frontend](a, listing{
 			use: "list", short: "List what connections to Services go to, and which backends may answer",
 			verb: []string{"service", "list"}, path: rpc.PathServices,
-			none: "No frontends. Without socketLB.enabled=true Services are kube-proxy's alone; `weft status` says more.",
+			none: "No frontends. Without kubeProxyReplacement=true or socketLB.enabled=true Services are kube-proxy's alone; `weft status` says more.",
 		}))
 }
 
