@@ -60,9 +60,11 @@ func (m *Model) reclaim(s *svc, arrived time.Time) {
 			m.touch(o.svc, arrived)
 		}
 	}
-	s.claims, s.unread = m.wants(s)
 	if s.pod != nil {
 		m.pods[s] = struct{}{}
+		s.claims, s.unread = m.wantsOfPod(s)
+	} else {
+		s.claims, s.unread = m.wants(s)
 	}
 	for _, c := range s.claims {
 		m.touchShadowed(c, arrived)
@@ -79,9 +81,6 @@ func (m *Model) reclaim(s *svc, arrived time.Time) {
 
 // wants lists the frontends of a Service, each once, and what is wrong with it.
 func (m *Model) wants(s *svc) (out []*claim, found []Finding) {
-	if s.pod != nil {
-		return m.wantsOfPod(s)
-	}
 	row := s.row
 	if row == nil || row.Headless || row.Elsewhere || row.Type == table.ServiceExternalName {
 		return nil, nil
