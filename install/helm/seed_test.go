@@ -29,7 +29,7 @@ func TestSeedBaseValues(t *testing.T) {
 		}
 	}
 	slices.Sort(refused)
-	want := []string{"bandwidthManager.enabled", "bpf.masquerade", "l2announcements.enabled", "loadBalancer.algorithm", "loadBalancer.mode"}
+	want := []string{"bandwidthManager.enabled", "bpf.masquerade", "l2announcements.enabled", "loadBalancer.mode"}
 	if diff := cmp.Diff(want, refused); diff != "" {
 		t.Errorf("refused keys (-want +got):\n%s", diff)
 	}
@@ -37,11 +37,11 @@ func TestSeedBaseValues(t *testing.T) {
 	// With those switched off or removed, the rest installs and means what it says.
 	args := []string{
 		"--values", "testdata/seed-base-values.yaml", "--set",
-		"loadBalancer.algorithm=random,loadBalancer.mode=null,l2announcements.enabled=false,bandwidthManager.enabled=false,bpf.masquerade=false",
+		"loadBalancer.mode=null,l2announcements.enabled=false,bandwidthManager.enabled=false,bpf.masquerade=false",
 	}
 	out := render(t, args...)
 	data := object[corev1.ConfigMap](t, out, "ConfigMap/cilium-config").Data
-	if data["cgroup-root"] != "/sys/fs/cgroup" || data["routing-mode"] != "native" || data["ipam"] != "kubernetes" || data["kube-proxy-replacement"] != "true" {
+	if data["cgroup-root"] != "/sys/fs/cgroup" || data["routing-mode"] != "native" || data["ipam"] != "kubernetes" || data["kube-proxy-replacement"] != "true" || data["bpf-lb-algorithm"] != "maglev" {
 		t.Errorf("settings %v", data)
 	}
 	pod, operator := agentPod(t, out).Spec, object[appsv1.Deployment](t, out, "Deployment/cilium-operator").Spec.Template.Spec
