@@ -351,6 +351,8 @@ __noinline int F(nat_enter)(struct __sk_buff *skb, struct F(pkt) *k, __u32 *nat)
 	e = bpf_map_lookup_elem(&F(weft_nat), &key);
 	if (!e)
 		e = F(nat_young)(&key, cfg);
+	if (!e) /* another CPU may have moved it meanwhile */
+		e = bpf_map_lookup_elem(&F(weft_nat), &key);
 	if (!e || expired(e->expires, now) || endpoint_gone(e->endpoint, e->generation))
 		return 0;
 	to.addr = *OWNER(e);

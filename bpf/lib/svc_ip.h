@@ -96,9 +96,12 @@ static __noinline long F(svc_number)(const struct weft_svc *s, const struct F(pk
 {
 	const struct weft_config *cfg = config();
 	bool maglev = s->slots;
-	__u32 h = maglev || !cfg ? s->seed : cfg->nat_seed;
 	long slot;
+	__u32 h;
 
+	if (!cfg)
+		return -1; /* first of all: Linux 6.1 lets nobody add to what may be null */
+	h = maglev ? s->seed : cfg->nat_seed;
 	h = nat_mix(h, (__u32)k->p.sport << 16 | k->p.dport);
 #if FAMILY == 4
 	h = nat_mix(h, k->src);
