@@ -14,6 +14,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/test/bench/load"
+	"github.com/weft-net/weft/test/bench/sandbox"
 )
 
 // The load is plain system calls that block, each connection on a thread of its
@@ -34,7 +37,7 @@ type result struct {
 
 // respond serves connections in the variant's server: one byte for each byte.
 func respond(v *variant) error {
-	return v.server.in(func() error {
+	return v.server.In(func() error {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return err
@@ -44,7 +47,7 @@ func respond(v *variant) error {
 		}
 		for range responders {
 			go func() {
-				_ = v.server.in(func() error { return errors.Join(pin(serverCPU), accept(fd)) })
+				_ = v.server.In(func() error { return errors.Join(load.Pin(load.ServerCPU), accept(fd)) })
 			}()
 		}
 		return nil
@@ -146,7 +149,7 @@ func connectRequestResponse(v *variant) client {
 }
 
 // transactions runs so many clients for d.
-func transactions(v *variant, conns int, d time.Duration, cpu processors, kind func(*variant) client) (result, error) {
+func transactions(v *variant, conns int, d time.Duration, cpu load.Processors, kind func(*variant) client) (result, error) {
 	var ready, done sync.WaitGroup
 	var stop atomic.Bool
 	start := make(chan struct{})
@@ -156,9 +159,9 @@ func transactions(v *variant, conns int, d time.Duration, cpu processors, kind f
 		done.Go(func() {
 			prepared := sync.OnceFunc(ready.Done)
 			defer prepared()
-			errs[i] = v.client.in(func() error {
+			errs[i] = v.client.In(func() error {
 				c := kind(v)
-				err := errors.Join(pin(clientCPU), c.prepare())
+				err := errors.Join(load.Pin(load.ClientCPU), c.prepare())
 				prepared()
 				if err != nil {
 					return err
@@ -190,15 +193,15 @@ func transactions(v *variant, conns int, d time.Duration, cpu processors, kind f
 }
 
 // clocked runs f, which returns how much it did.
-func clocked(cpu processors, f func() int) (result, error) {
-	before, err := cpu.used()
+func clocked(cpu load.Processors, f func() int) (result, error) {
+	before, err := cpu.Used()
 	if err != nil {
 		return result{}, err
 	}
 	began := time.Now()
 	n := f()
 	took := time.Since(began)
-	after, err := cpu.used()
+	after, err := cpu.Used()
 	if err != nil {
 		return result{}, err
 	}
@@ -209,7 +212,7 @@ func clocked(cpu processors, f func() int) (result, error) {
 }
 
 // datagrams sends UDP as fast as one thread can, and counts what arrives.
-func datagrams(v *variant, d time.Duration, cpu processors) (result, error) {
+func datagrams(v *variant, d time.Duration, cpu load.Processors) (result, error) {
 	in, err := udpSocket(v.server, func(fd int) error {
 		return errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20), unix.Bind(fd, sockaddr(v.addr)))
 	})
@@ -227,9 +230,9 @@ func datagrams(v *variant, d time.Duration, cpu processors) (result, error) {
 	var wg sync.WaitGroup
 	var received int
 	var sendErr, recvErr error
-	wg.Go(func() { recvErr = v.server.in(func() (err error) { received, err = receive(in, &stop); return err }) })
+	wg.Go(func() { recvErr = v.server.In(func() (err error) { received, err = receive(in, &stop); return err }) })
 	r, err := clocked(cpu, func() int {
-		wg.Go(func() { sendErr = v.client.in(func() error { return send(out, &stop) }) })
+		wg.Go(func() { sendErr = v.client.In(func() error { return send(out, &stop) }) })
 		<-time.After(d)
 		stop.Store(true)
 		wg.Wait()
@@ -238,8 +241,8 @@ func datagrams(v *variant, d time.Duration, cpu processors) (result, error) {
 	return r, errors.Join(err, sendErr, recvErr)
 }
 
-func udpSocket(s space, f func(fd int) error) (fd int, err error) {
-	err = s.in(func() error {
+func udpSocket(s sandbox.Space, f func(fd int) error) (fd int, err error) {
+	err = s.In(func() error {
 		if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
 			return err
 		}
@@ -250,7 +253,7 @@ func udpSocket(s space, f func(fd int) error) (fd int, err error) {
 
 func send(fd int, stop *atomic.Bool) error {
 	b := make([]byte, datagram)
-	if err := pin(clientCPU); err != nil {
+	if err := load.Pin(load.ClientCPU); err != nil {
 		return err
 	}
 	for !stop.Load() {
@@ -263,7 +266,7 @@ func send(fd int, stop *atomic.Bool) error {
 
 func receive(fd int, stop *atomic.Bool) (n int, err error) {
 	soon := unix.Timeval{Usec: 10_000} // how long it waits after the last one
-	if err := errors.Join(pin(serverCPU), unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &soon)); err != nil {
+	if err := errors.Join(load.Pin(load.ServerCPU), unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &soon)); err != nil {
 		return 0, err
 	}
 	b := make([]byte, 2*datagram)

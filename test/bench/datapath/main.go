@@ -53,6 +53,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/weft-net/weft/test/bench/figures"
+	"github.com/weft-net/weft/test/bench/load"
 	"github.com/weft-net/weft/test/bench/sandbox"
 )
 
@@ -127,10 +129,10 @@ func run(o options) error {
 			return fmt.Errorf("%s: %w", v.name, err)
 		}
 	}
-	if err := b.series.ratios(); err != nil {
+	if err := ratios(b.series); err != nil {
 		return err
 	}
-	return b.series.write(o)
+	return o.write(b.series)
 }
 
 // bench is what is measured by turns.
@@ -138,12 +140,12 @@ type bench struct {
 	options
 	variants []*variant
 	streams  map[*variant]*streams
-	cpu      processors
-	series   series
+	cpu      load.Processors
+	series   figures.Series
 }
 
 func newBench(o options, variants []*variant) (*bench, error) {
-	b := &bench{options: o, variants: variants, streams: map[*variant]*streams{}, series: series{}}
+	b := &bench{options: o, variants: variants, streams: map[*variant]*streams{}, series: figures.Series{}}
 	for _, v := range variants {
 		err := errors.Join(setTCP(v.client), setTCP(v.server), respond(v))
 		if err == nil {
@@ -154,16 +156,16 @@ func newBench(o options, variants []*variant) (*bench, error) {
 		}
 	}
 	var err error
-	b.cpu, err = newProcessors()
+	b.cpu, err = load.NewProcessors()
 	return b, err
 }
 
 // underLoad keeps one variant busy.
 func (b *bench) underLoad(what string, d time.Duration) error {
-	name, load, _ := strings.Cut(what, " ")
-	kind, ok := map[string]func(*variant) client{"rr": requestResponse, "crr": connectRequestResponse}[load]
+	name, traffic, _ := strings.Cut(what, " ")
+	kind, ok := map[string]func(*variant) client{"rr": requestResponse, "crr": connectRequestResponse}[traffic]
 	i := slices.IndexFunc(b.variants, func(v *variant) bool { return v.name == name })
-	if i >= 0 && load == "stream" {
+	if i >= 0 && traffic == "stream" {
 		return b.streaming(b.variants[i], d)
 	}
 	if !ok || i < 0 {
@@ -190,8 +192,8 @@ func (b *bench) streaming(v *variant, d time.Duration) error {
 // ports are used again after a second. BBR, the default of some machines, paces by
 // what it took the bandwidth for, which says little of the path. Reno is allowed
 // everywhere.
-func setTCP(s space) error {
-	return s.in(func() error {
+func setTCP(s sandbox.Space) error {
+	return s.In(func() error {
 		for name, value := range map[string]string{
 			"tcp_tw_reuse": "1", "ip_local_port_range": "1024 65535", "tcp_congestion_control": "reno",
 		} {
@@ -253,8 +255,8 @@ func (b *bench) each(name string, f func(v *variant, name string) error) error {
 }
 
 func (b *bench) note(name string, r result) {
-	b.series.add(name+"_per_s", r.rate)
-	b.series.add(name+"_cpu_us", r.cpu*1e6)
+	b.series.Add(name+"_per_s", r.rate)
+	b.series.Add(name+"_cpu_us", r.cpu*1e6)
 }
 
 func (b *bench) transactions(conns int, kind func(*variant) client) func(*variant, string) error {
@@ -268,8 +270,8 @@ func (b *bench) transactions(conns int, kind func(*variant) client) func(*varian
 func (b *bench) stream(conns int) func(*variant, string) error {
 	return func(v *variant, name string) error {
 		r, err := b.streams[v].measure(conns)
-		b.series.add(name+"_gbps", r.rate/1e9)
-		b.series.add(name+"_cpu_us_per_mib", r.cpu*1e6*8*(1<<20))
+		b.series.Add(name+"_gbps", r.rate/1e9)
+		b.series.Add(name+"_cpu_us_per_mib", r.cpu*1e6*8*(1<<20))
 		return err
 	}
 }
@@ -286,10 +288,10 @@ func (b *bench) programs(suffix string, kind func(*variant) client) func(*varian
 		})
 		sum := 0.0
 		for program, t := range times {
-			b.series.add(v.name+"_"+program+suffix, t)
+			b.series.Add(v.name+"_"+program+suffix, t)
 			sum += t
 		}
-		b.series.add(name, sum)
+		b.series.Add(name, sum)
 		return err
 	}
 }

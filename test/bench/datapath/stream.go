@@ -14,12 +14,14 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/weft-net/weft/test/bench/load"
 )
 
 // streams is an iperf3 server, and what runs clients against it.
 type streams struct {
 	v     *variant
-	cpu   processors
+	cpu   load.Processors
 	ready chan struct{} // gets one each time the server waits for a client
 }
 
@@ -31,8 +33,8 @@ func newStreams(v *variant) (*streams, error) {
 	started := make(chan error, 1)
 	go func() {
 		// in ends when the server does: it is killed with the thread that started it.
-		_ = v.server.in(func() error {
-			err := pin(serverCPU)
+		_ = v.server.In(func() error {
+			err := load.Pin(load.ServerCPU)
 			cmd := exec.Command("iperf3", "--server", "--forceflush")
 			cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 			out, e := cmd.StdoutPipe()
@@ -40,7 +42,7 @@ func newStreams(v *variant) (*streams, error) {
 				err = cmd.Start()
 			}
 			if err == nil {
-				s.cpu, err = newProcessors(cmd.Process.Pid)
+				s.cpu, err = load.NewProcessors(cmd.Process.Pid)
 			}
 			started <- err
 			if err != nil {
@@ -78,14 +80,14 @@ func (s *streams) measure(conns int) (result, error) {
 	case <-time.After(10 * time.Second):
 		return result{}, errors.New("iperf3: the server does not get ready")
 	}
-	before, err := s.cpu.used()
+	before, err := s.cpu.Used()
 	if err != nil {
 		return result{}, err
 	}
 	var out []byte
 	var ended *exec.Cmd
-	err = s.v.client.in(func() (err error) {
-		if err := pin(clientCPU); err != nil {
+	err = s.v.client.In(func() (err error) {
+		if err := load.Pin(load.ClientCPU); err != nil {
 			return err
 		}
 		ended = exec.Command("iperf3", "--client", s.v.addr.String(), "--time", strconv.Itoa(int(streamFor.Seconds())), "--interval", "0",
@@ -99,7 +101,7 @@ func (s *streams) measure(conns int) (result, error) {
 	} else if err = errors.Join(err, e); err != nil {
 		return result{}, fmt.Errorf("iperf3: %w", err)
 	}
-	after, err := s.cpu.used()
+	after, err := s.cpu.Used()
 	if err != nil {
 		return result{}, err
 	}

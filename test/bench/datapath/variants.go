@@ -18,6 +18,7 @@ import (
 	"github.com/cilium/ebpf/link"
 
 	"github.com/weft-net/weft/test/bench/datapath/bare"
+	"github.com/weft-net/weft/test/bench/sandbox"
 )
 
 // vxlanOverhead is what VXLAN over IPv4 takes of a packet.
@@ -26,7 +27,7 @@ const vxlanOverhead = 50
 // variant is one way from a client to a server on another node.
 type variant struct {
 	name           string
-	client, server space
+	client, server sandbox.Space
 	addr           netip.Addr // of the server
 	// programs that a packet of an established flow meets, those of both nodes by
 	// one name.
@@ -77,7 +78,7 @@ func betweenPods(p pair) *variant {
 
 // onHosts: from node to node, without pods.
 func onHosts(p pair) (*variant, error) {
-	return &variant{client: p[0].space, server: p[1].space, addr: p[1].addr}, nil
+	return &variant{client: p[0].Space, server: p[1].Space, addr: p[1].addr}, nil
 }
 
 // bareForwarder is the limit of the path: see package bare.
@@ -156,7 +157,7 @@ func loadBare(n, other *node, pod int) (*bare.BareObjects, error) {
 }
 
 func attachBare(n *node, p *ebpf.Program, device int, where ebpf.AttachType) (l link.Link, err error) {
-	err = n.in(func() (err error) {
+	err = n.In(func() (err error) {
 		l, err = link.AttachTCX(link.TCXOptions{Interface: device, Program: p, Attach: where})
 		return err
 	})
@@ -177,10 +178,10 @@ func kernelVXLAN(p pair) (*variant, error) {
 		other := p[1-i]
 		gw := other.pods.Addr()
 		err := errors.Join(
-			ip(n.name, fmt.Sprintf("link add vx0 address %s mtu %d type vxlan id 1 dstport 4789 local %s dev %s nolearning noudpcsum",
+			sandbox.IP(n.Name, fmt.Sprintf("link add vx0 address %s mtu %d type vxlan id 1 dstport 4789 local %s dev %s nolearning noudpcsum",
 				mac(i), deviceMTU-vxlanOverhead, n.addr, nodeDevice), "link set vx0 up"),
-			bridge(n.name, fmt.Sprintf("fdb replace %s dev vx0 dst %s self permanent", mac(1-i), other.addr)),
-			ip(n.name, fmt.Sprintf("neigh replace %s lladdr %s dev vx0 nud permanent", gw, mac(1-i)),
+			sandbox.Bridge(n.Name, fmt.Sprintf("fdb replace %s dev vx0 dst %s self permanent", mac(1-i), other.addr)),
+			sandbox.IP(n.Name, fmt.Sprintf("neigh replace %s lladdr %s dev vx0 nud permanent", gw, mac(1-i)),
 				fmt.Sprintf("route add %s via %s dev vx0 onlink", other.pods, gw)),
 		)
 		if err != nil {
@@ -198,7 +199,7 @@ func ptp(p pair) (*variant, error) {
 			return nil, err
 		}
 		other := p[1-i]
-		if err := ip(n.name, fmt.Sprintf("route add %s via %s dev %s", other.pods, other.addr, nodeDevice)); err != nil {
+		if err := sandbox.IP(n.Name, fmt.Sprintf("route add %s via %s dev %s", other.pods, other.addr, nodeDevice)); err != nil {
 			return nil, err
 		}
 	}
@@ -208,13 +209,13 @@ func ptp(p pair) (*variant, error) {
 const cniBin = "/usr/lib/cni"
 
 func (n *node) addPtpPod() (err error) {
-	if n.pod, err = newSpace(n.name + "-pod"); err != nil {
+	if n.pod, err = sandbox.NewSpace(n.Name + "-pod"); err != nil {
 		return err
 	}
 	conf, err := json.Marshal(map[string]any{
-		"cniVersion": "1.0.0", "name": n.name, "type": "ptp", "mtu": deviceMTU, "ipMasq": false,
+		"cniVersion": "1.0.0", "name": n.Name, "type": "ptp", "mtu": deviceMTU, "ipMasq": false,
 		"ipam": map[string]any{
-			"type": "host-local", "dataDir": "/run/cni-" + n.name,
+			"type": "host-local", "dataDir": "/run/cni-" + n.Name,
 			"ranges": [][]map[string]string{{{"subnet": n.pods.String()}}},
 			"routes": []map[string]string{{"dst": "0.0.0.0/0"}},
 		},
@@ -222,10 +223,10 @@ func (n *node) addPtpPod() (err error) {
 	if err != nil {
 		return err
 	}
-	return n.in(func() error {
+	return n.In(func() error {
 		cmd := exec.Command(cniBin + "/ptp")
 		cmd.Env = []string{
-			"CNI_COMMAND=ADD", "CNI_CONTAINERID=" + n.pod.name, "CNI_NETNS=" + n.pod.path,
+			"CNI_COMMAND=ADD", "CNI_CONTAINERID=" + n.pod.Name, "CNI_NETNS=" + n.pod.Path,
 			"CNI_IFNAME=" + nodeDevice, "CNI_PATH=" + cniBin, "PATH=" + os.Getenv("PATH"),
 		}
 		cmd.Stdin = bytes.NewReader(conf)

@@ -34,7 +34,7 @@ type weftNode struct {
 }
 
 func newWeftNode(n, other *node, mtu int) (*weftNode, error) {
-	d, err := datapath.Open(datapath.Options{Root: bpffs + "/" + n.name, IPv4: true, IPv6: true})
+	d, err := datapath.Open(datapath.Options{Root: bpffs + "/" + n.Name, IPv4: true, IPv6: true})
 	if err != nil {
 		return nil, err
 	}
@@ -44,7 +44,7 @@ func newWeftNode(n, other *node, mtu int) (*weftNode, error) {
 	if err := d.SetConfig(cfg); err != nil {
 		return nil, err
 	}
-	err = n.in(func() error {
+	err = n.In(func() error {
 		return d.SyncDevices([]datapath.Device{{Name: nodeDevice, Index: n.index}})
 	})
 	if err != nil {
@@ -77,7 +77,7 @@ func (w *weftNode) attach(mtu int) func(link.Veth, int) error {
 
 // route leads to the other node's pods as the agent does.
 func (w *weftNode) route(r table.Route) error {
-	return w.in(func() error { return w.links.UpsertRoute(r) })
+	return w.In(func() error { return w.links.UpsertRoute(r) })
 }
 
 // joinOverlay makes the tunnel device, and lets the other node be reached by it.
@@ -87,7 +87,7 @@ func (w *weftNode) joinOverlay(other *node) error {
 	if err != nil {
 		return err
 	}
-	err = w.in(func() error {
+	err = w.In(func() error {
 		index, err := w.links.EnsureTunnel(t)
 		if err != nil {
 			return err
@@ -159,7 +159,7 @@ func (w *weftNode) took(way hops) error {
 		}
 		name := h.String()
 		if total[name] == 0 || right[name] < total[name]/1000*995 {
-			return fmt.Errorf("%s: %d of %d packets at %s were %q, which is not the path to be measured: %v", w.name, right[name], total[name], name, verdict, rows)
+			return fmt.Errorf("%s: %d of %d packets at %s were %q, which is not the path to be measured: %v", w.Name, right[name], total[name], name, verdict, rows)
 		}
 	}
 	return nil
@@ -184,17 +184,17 @@ func weftVXLAN(p pair) (*variant, error) {
 func weftBigTCP(p pair) (*variant, error) {
 	v, err := weftNative(p)
 	for _, n := range p {
-		err = errors.Join(err, allowBig(n.space, nodeDevice), allowBig(n.space, podDevice), allowBig(n.pod, nodeDevice))
+		err = errors.Join(err, allowBig(n.Space, nodeDevice), allowBig(n.Space, podDevice), allowBig(n.pod, nodeDevice))
 	}
 	return v, err
 }
 
 // allowBig lets a device send and gather super-packets of bigTCP bytes, as an agent does.
-func allowBig(s space, device string) error {
-	return s.in(func() error {
+func allowBig(s sandbox.Space, device string) error {
+	return s.In(func() error {
 		l, err := net.InterfaceByName(device)
 		if err != nil {
-			return fmt.Errorf("device %s in %s: %w", device, s.name, err)
+			return fmt.Errorf("device %s in %s: %w", device, s.Name, err)
 		}
 		links, err := link.New("", nil)
 		if err != nil {

@@ -2,7 +2,9 @@
 
 //go:build linux
 
-package main
+// Package load is what the benchmarks load a path with, and how they count what
+// that costs.
+package load
 
 import (
 	"fmt"
@@ -19,14 +21,14 @@ import (
 // share a core in one second and not in the next, which makes twice the difference
 // of anything measured here.
 const (
-	clientCPU = 0
-	serverCPU = 1
+	ClientCPU = 0
+	ServerCPU = 1
 )
 
-// pin readies a thread of the load: real-time priority, so that what else runs on
+// Pin readies a thread of the load: real-time priority, so that what else runs on
 // the machine waits, and not the load. A nice value would not do: a fair scheduler
 // lets others finish their turn. Processes that the thread starts inherit both.
-func pin(cpu int) error {
+func Pin(cpu int) error {
 	var set unix.CPUSet
 	set.Set(cpu)
 	if err := unix.SchedSetaffinity(0, &set); err != nil {
@@ -39,19 +41,20 @@ func pin(cpu int) error {
 	return nil
 }
 
-// processors reads the processor time that the load took: of this process, of
+// Processors reads the processor time that the load took: of this process, of
 // those that it started for it, and of the kernel's threads that work off packets
 // when there are too many. What the kernel does for a packet while it sends or
 // receives, all programs and devices included, is part of the sender's or
 // receiver's time. What others on the machine do is not in it.
-type processors struct{ pids []int }
+type Processors struct{ pids []int }
 
-func newProcessors(pids ...int) (processors, error) {
+// NewProcessors counts this process, the kernel's threads for packets and pids.
+func NewProcessors(pids ...int) (Processors, error) {
 	names, err := filepath.Glob("/proc/[0-9]*/comm")
 	if err != nil {
-		return processors{}, err
+		return Processors{}, err
 	}
-	p := processors{append(pids, os.Getpid())}
+	p := Processors{append(pids, os.Getpid())}
 	for _, name := range names {
 		comm, err := os.ReadFile(name)
 		if err != nil || !strings.HasPrefix(string(comm), "ksoftirqd/") {
@@ -59,15 +62,15 @@ func newProcessors(pids ...int) (processors, error) {
 		}
 		pid, err := strconv.Atoi(strings.Split(name, "/")[2])
 		if err != nil {
-			return processors{}, err
+			return Processors{}, err
 		}
 		p.pids = append(p.pids, pid)
 	}
 	return p, nil
 }
 
-// used returns the time used so far, in the scheduler's own nanoseconds.
-func (p processors) used() (time.Duration, error) {
+// Used returns the time used so far, in the scheduler's own nanoseconds.
+func (p Processors) Used() (time.Duration, error) {
 	var sum time.Duration
 	for _, pid := range p.pids {
 		var ts unix.Timespec
