@@ -20,21 +20,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/weft-net/weft/internal/cni"
+	"github.com/weft-net/weft/test/bench/load"
 )
 
 const (
 	agentDir = "/run/bench" // settings, credentials, CNI directories
 	runDir   = "/run/weft"
-	// settleFor is how long the agent is left alone before its memory is read:
-	// what its start or the pods' left behind is collected by then.
-	settleFor   = 8 * time.Second
-	rssReadings = 10
 )
 
 // realAgent is the agent as it is shipped, on a node that was proven before and
@@ -90,13 +85,13 @@ func memory(f figures, pods []pod, o options) (err error) {
 	if err := awaitAgent(context.Background()); err != nil {
 		return err
 	}
-	if f["agent_rss_mib_idle"], err = rss(a.cmd.Process.Pid); err != nil {
+	if f["agent_rss_mib_idle"], err = load.RSS(a.cmd.Process.Pid); err != nil {
 		return err
 	}
 	if _, err := oneByOne(pods, func(p pod) error { return ask(p.request("ADD")) }); err != nil {
 		return err
 	}
-	f[fmt.Sprintf("agent_rss_mib_%d_pods", len(pods))], err = rss(a.cmd.Process.Pid)
+	f[fmt.Sprintf("agent_rss_mib_%d_pods", len(pods))], err = load.RSS(a.cmd.Process.Pid)
 	return err
 }
 
@@ -152,37 +147,4 @@ func certificate() ([]byte, error) {
 		return nil, err
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), nil
-}
-
-// rss returns the resident memory of a process in MiB, files mapped included:
-// the median of some readings, once the process was left alone for a while.
-func rss(pid int) (float64, error) {
-	timer := time.NewTimer(settleFor)
-	<-timer.C
-	tick := time.NewTicker(200 * time.Millisecond)
-	defer tick.Stop()
-	var readings []float64
-	for range rssReadings {
-		<-tick.C
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-		if err != nil {
-			return 0, err
-		}
-		kib, err := field(string(b), "VmRSS:")
-		if err != nil {
-			return 0, err
-		}
-		readings = append(readings, float64(kib)/1024)
-	}
-	slices.Sort(readings)
-	return readings[len(readings)/2], nil
-}
-
-func field(status, name string) (int, error) {
-	for line := range strings.Lines(status) {
-		if v, ok := strings.CutPrefix(line, name); ok {
-			return strconv.Atoi(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(v), "kB")))
-		}
-	}
-	return 0, errors.New("no " + name)
 }

@@ -7,7 +7,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -26,7 +25,6 @@ const (
 	loadPort    = 7000
 	responders  = 32
 	datagram    = 64 // bytes of payload
-	loadTimeout = 3  // seconds after which an answer is lost
 )
 
 // result is one measurement.
@@ -76,41 +74,11 @@ func accept(fd int) error {
 	}
 }
 
+// server4 is where the server listens.
+func (v *variant) server4() netip.AddrPort { return netip.AddrPortFrom(v.addr, loadPort) }
+
 func sockaddr(a netip.Addr) *unix.SockaddrInet4 {
 	return &unix.SockaddrInet4{Addr: a.As4(), Port: loadPort}
-}
-
-func dial(v *variant) (int, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return -1, err
-	}
-	late := unix.Timeval{Sec: loadTimeout}
-	err = errors.Join(
-		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1),
-		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &late),
-		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &late),
-		unix.Connect(fd, sockaddr(v.addr)),
-	)
-	if err != nil {
-		return -1, errors.Join(fmt.Errorf("connect: %w", err), unix.Close(fd))
-	}
-	return fd, nil
-}
-
-func ask(fd int) error {
-	b := []byte{1}
-	if _, err := unix.Write(fd, b); err != nil {
-		return fmt.Errorf("request: %w", err)
-	}
-	n, err := unix.Read(fd, b)
-	if err == nil && n != 1 {
-		err = io.ErrUnexpectedEOF
-	}
-	if err != nil {
-		return fmt.Errorf("no response: %w", err)
-	}
-	return nil
 }
 
 // client is one connection's work: prepare before the clock starts, once over and
@@ -126,12 +94,13 @@ func requestResponse(v *variant) client {
 	fd := -1
 	return client{
 		prepare: func() (err error) {
-			if fd, err = dial(v); err != nil {
+			if fd, err = load.Dial(v.server4()); err != nil {
 				return err
 			}
-			return ask(fd)
+			_, err = load.Ask(fd)
+			return err
 		},
-		once: func() error { return ask(fd) },
+		once: func() error { _, err := load.Ask(fd); return err },
 		end:  func() error { return unix.Close(fd) },
 	}
 }
@@ -139,13 +108,7 @@ func requestResponse(v *variant) client {
 // connectRequestResponse makes a connection for each question.
 func connectRequestResponse(v *variant) client {
 	nothing := func() error { return nil }
-	return client{prepare: nothing, end: nothing, once: func() error {
-		fd, err := dial(v)
-		if err != nil {
-			return err
-		}
-		return errors.Join(ask(fd), unix.Close(fd))
-	}}
+	return client{prepare: nothing, end: nothing, once: func() error { _, err := load.Once(v.server4()); return err }}
 }
 
 // transactions runs so many clients for d.
