@@ -22,9 +22,9 @@ import (
 // own: what a poller or a scheduler of Go's would add, every variant would pay,
 // and differences would look smaller than they are.
 const (
-	loadPort    = 7000
-	responders  = 32
-	datagram    = 64 // bytes of payload
+	loadPort   = 7000
+	responders = 32
+	datagram   = 64 // bytes of payload
 )
 
 // result is one measurement.

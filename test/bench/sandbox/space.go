@@ -70,3 +70,14 @@ func iproute(program, ns string, lines []string) error {
 	}
 	return nil
 }
+
+// Close gives up this reference to the namespace.
+func (s Space) Close() error { return s.ns.Close() }
+
+// LoopbackUp brings up loopback in the namespace of the process.
+func LoopbackUp() error {
+	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+		return fmt.Errorf("ip link set lo up: %w: %s", err, out)
+	}
+	return nil
+}

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+const (
+	nodeName = "bench"
+	// Services that somebody asks; all others have endpoints that are nowhere.
+	targetName  = "target"
+	changeName  = "change"
+	trafficName = "traffic"
+
+	backendPort     = 7000 // of the pod; of the other backends the next ones
+	trafficPort     = 9000
+	targetNodePort  = 30080
+	trafficNodePort = 30900
+	servicesPath    = "/api/v1/namespaces/default/services"
+	slicesPath      = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
+	// writers is how many objects are written at a time.
+	writers = 8
+	// nodePortEvery: one Service in so many has a NodePort.
+	nodePortEvery = 10
+)
+
+// objects are what the API server has been given.
+type objects struct {
+	api   *apiServer
+	count int // Services
+	// Addresses of the Services that are asked.
+	target, change, traffic netip.AddrPort
+}
+
+func newObjects(api *apiServer) (*objects, error) {
+	o := &objects{api: api}
+	err := errors.Join(
+		api.do(http.MethodPost, "/api/v1/nodes", corev1.Node{
+			ObjectMeta: metav1.ObjectMeta{Name: nodeName},
+			Spec:       corev1.NodeSpec{PodCIDR: podRange, PodCIDRs: []string{podRange}},
+		}, nil),
+		api.do(http.MethodPatch, "/api/v1/nodes/"+nodeName+"/status", corev1.Node{Status: corev1.NodeStatus{
+			Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: nodeAddr}},
+		}}, nil),
+	)
+	if err != nil {
+		return nil, err
+	}
+	if o.target, err = o.service(targetName, corev1.ServicePort{Port: 80, NodePort: targetNodePort}); err != nil {
+		return nil, err
+	}
+	for i := range backends {
+		if err := o.slice(http.MethodPost, sliceOf(targetName, i, backendPort+i, netip.MustParseAddr("10.128.0.1"))); err != nil {
+			return nil, err
+		}
+	}
+	return o, nil
+}
+
+// service makes one and returns where its cluster IP is asked.
+func (o *objects) service(name string, ports ...corev1.ServicePort) (netip.AddrPort, error) {
+	svc := corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.ServiceSpec{Ports: ports}}
+	for _, p := range ports {
+		if p.NodePort != 0 {
+			svc.Spec.Type = corev1.ServiceTypeNodePort
+		}
+	}
+	if err := o.api.do(http.MethodPost, servicesPath, svc, &svc); err != nil {
+		return netip.AddrPort{}, err
+	}
+	o.count++
+	addr, err := netip.ParseAddr(svc.Spec.ClusterIP)
+	return netip.AddrPortFrom(addr, uint16(ports[0].Port)), err
+}
+
+func (o *objects) slice(method string, s discoveryv1.EndpointSlice) error {
+	path := slicesPath
+	if method != http.MethodPost {
+		path += "/" + s.Name
+	}
+	return o.api.do(method, path, s, nil)
+}
+
+// sliceOf is the i-th EndpointSlice of a Service.
+func sliceOf(service string, i, port int, addrs ...netip.Addr) discoveryv1.EndpointSlice {
+	number, ready := int32(port), true
+	tcp, udp, name := corev1.ProtocolTCP, corev1.ProtocolUDP, ""
+	s := discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Name: fmt.Sprintf("%s-%d", service, i), Labels: map[string]string{discoveryv1.LabelServiceName: service}},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Ports:       []discoveryv1.EndpointPort{{Name: &name, Port: &number, Protocol: &tcp}},
+	}
+	if service == trafficName {
+		t, u := "tcp", "udp"
+		s.Ports = []discoveryv1.EndpointPort{{Name: &t, Port: &number, Protocol: &tcp}, {Name: &u, Port: &number, Protocol: &udp}}
+	}
+	node := nodeName
+	for _, a := range addrs {
+		s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{
+			Addresses: []string{a.String()}, NodeName: &node, Conditions: discoveryv1.EndpointConditions{Ready: &ready},
+		})
+	}
+	return s
+}
+
+// fill brings the number of Services to n, with their endpoints.
+func (o *objects) fill(n int) error {
+	var wg sync.WaitGroup
+	errs := make([]error, writers)
+	first := o.count
+	for w := range writers {
+		wg.Go(func() {
+			for i := first + w; i < n && errs[w] == nil; i += writers {
+				errs[w] = o.filler(i)
+			}
+		})
+	}
+	wg.Wait()
+	o.count = max(o.count, n)
+	return errors.Join(errs...)
+}
+
+func (o *objects) filler(i int) error {
+	name := fmt.Sprintf("filler-%05d", i)
+	svc := corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}}}
+	if i%nodePortEvery == 0 {
+		svc.Spec.Type = corev1.ServiceTypeNodePort
+	}
+	addrs := make([]netip.Addr, backends)
+	for j := range addrs {
+		n := i*backends + j
+		addrs[j] = netip.AddrFrom4([4]byte{10, 128 + byte(n>>16), byte(n >> 8), byte(n)})
+	}
+	return errors.Join(o.api.do(http.MethodPost, servicesPath, svc, nil), o.slice(http.MethodPost, sliceOf(name, 0, 8080, addrs...)))
+}
+
+// last adds the Services that are asked while an agent runs.
+func (o *objects) last() (err error) {
+	if o.change, err = o.service(changeName, corev1.ServicePort{Port: 80}); err != nil {
+		return err
+	}
+	o.traffic, err = o.service(trafficName,
+		corev1.ServicePort{Name: "tcp", Port: trafficPort, NodePort: trafficNodePort, Protocol: corev1.ProtocolTCP},
+		corev1.ServicePort{Name: "udp", Port: trafficPort, NodePort: trafficNodePort, Protocol: corev1.ProtocolUDP})
+	nowhere := netip.MustParseAddr("10.128.0.1")
+	return errors.Join(err,
+		o.slice(http.MethodPost, sliceOf(changeName, 0, backendPort, nowhere)),
+		o.slice(http.MethodPost, sliceOf(trafficName, 0, trafficPort, nowhere)))
+}
+
+// point leads the Services that are asked to a node's backend pod.
+func (o *objects) point(to netip.Addr) error {
+	var errs []error
+	for i := range backends {
+		errs = append(errs, o.slice(http.MethodPut, sliceOf(targetName, i, backendPort+i, to)))
+	}
+	if o.change.IsValid() {
+		errs = append(errs, o.slice(http.MethodPut, sliceOf(changeName, 0, backendPort, to)),
+			o.slice(http.MethodPut, sliceOf(trafficName, 0, trafficPort, to)))
+	}
+	return errors.Join(errs...)
+}
+
+// switchTo gives the Service that changes another backend.
+func (o *objects) switchTo(to netip.Addr, backend int) error {
+	return o.slice(http.MethodPut, sliceOf(changeName, 0, backendPort+backend, to))
+}
