@@ -67,6 +67,8 @@ type options struct {
 	slice  time.Duration
 	watch  string
 	with   string
+
+	services int
 }
 
 func main() {
@@ -76,6 +78,7 @@ func main() {
 	flag.IntVar(&o.turns, "turns", 5, "times in each round that each variant carries any other load")
 	flag.DurationVar(&o.slice, "slice", 100*time.Millisecond, "duration of any other load")
 	flag.StringVar(&o.with, "with", "", "file with figures of another benchmark, to be written beside these")
+	flag.IntVar(&o.services, "services", 0, "measure above_bare_ns alone, on nodes that have so many Services of 10 endpoints")
 	flag.StringVar(&o.watch, "watch", "", "VARIANT and stream, rr or crr: measure nothing, but keep up this load, the latter two over 16 connections, for 10 s, to be looked at with perf")
 	flag.Parse()
 	var err error
@@ -104,7 +107,7 @@ func run(o options) error {
 	if err := sandbox.Mount(); err != nil {
 		return err
 	}
-	variants, err := newVariants()
+	variants, err := newVariants(o.services)
 	if err != nil {
 		return err
 	}
@@ -128,6 +131,10 @@ func run(o options) error {
 		if err := v.check(); err != nil {
 			return fmt.Errorf("%s: %w", v.name, err)
 		}
+	}
+	if o.services > 0 {
+		aboveBare(b.series)
+		return o.write(b.series)
 	}
 	if err := ratios(b.series); err != nil {
 		return err
@@ -208,6 +215,14 @@ func setTCP(s sandbox.Space) error {
 // round measures streams once and all else some times: one kind of load after the
 // other, each with all variants by turns.
 func (b *bench) round() error {
+	if b.services > 0 {
+		for range b.turns {
+			if err := b.each("programs_ns", b.programs("_ns", requestResponse)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	for _, conns := range []int{1, 16} {
 		if err := b.each(fmt.Sprintf("stream_%d", conns), b.stream(conns)); err != nil {
 			return err

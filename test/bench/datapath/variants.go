@@ -39,13 +39,16 @@ type variant struct {
 	check func() error
 }
 
+type builder struct {
+	name  string
+	build func(pair) (*variant, error)
+}
+
 // newVariants makes all of them, in the order in which they take turns.
-func newVariants() ([]*variant, error) {
+// With Services they are those that above_bare_ns is about.
+func newVariants(services int) ([]*variant, error) {
 	var all []*variant
-	for _, b := range []struct {
-		name  string
-		build func(pair) (*variant, error)
-	}{
+	builders := []builder{
 		{"host", onHosts},
 		{"bare", bareForwarder},
 		{"native", weftNative},
@@ -53,7 +56,11 @@ func newVariants() ([]*variant, error) {
 		{"kernel_vxlan", kernelVXLAN},
 		{"vxlan", weftVXLAN},
 		{"bigtcp", weftBigTCP},
-	} {
+	}
+	if services > 0 {
+		builders = []builder{{"bare", bareForwarder}, {"native", weftServing(services)}}
+	}
+	for _, b := range builders {
 		p, err := newPair(b.name)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", b.name, err)

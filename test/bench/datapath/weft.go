@@ -16,6 +16,7 @@ import (
 	"github.com/weft-net/weft/internal/datapath/link"
 	"github.com/weft-net/weft/internal/datapath/maps"
 	"github.com/weft-net/weft/internal/datapath/reason"
+	"github.com/weft-net/weft/internal/masquerade"
 	"github.com/weft-net/weft/internal/table"
 	"github.com/weft-net/weft/test/bench/sandbox"
 )
@@ -33,14 +34,31 @@ type weftNode struct {
 	d *datapath.Datapath
 }
 
-func newWeftNode(n, other *node, mtu int) (*weftNode, error) {
-	d, err := datapath.Open(datapath.Options{Root: bpffs + "/" + n.Name, IPv4: true, IPv6: true})
+// weftOptions are what may differ between nodes.
+type weftOptions struct {
+	mtu      int
+	services int // with endpoints that are nowhere
+}
+
+func newWeftNode(n, other *node, o weftOptions) (*weftNode, error) {
+	do := datapath.Options{Root: bpffs + "/" + n.Name, IPv4: true, IPv6: true, Outside: o.services > 0}
+	if o.services > 0 {
+		do.Sizes = maps.Sizes{Services: 1 << 16, Backends: 1 << 17}
+	}
+	d, err := datapath.Open(do)
 	if err != nil {
 		return nil, err
 	}
 	w := &weftNode{n, d}
 	cfg := maps.DefaultConfig()
 	cfg.NodeIPv4 = n.addr
+	if o.services > 0 {
+		cfg.Outside.IPv4 = true
+		cfg.Masquerade.PortMin, cfg.Masquerade.PortMax = masquerade.DefaultMin, masquerade.DefaultMax
+	}
+	if err := loadServices(d.Maps().Services, o.services); err != nil {
+		return nil, err
+	}
 	if err := d.SetConfig(cfg); err != nil {
 		return nil, err
 	}
@@ -50,7 +68,7 @@ func newWeftNode(n, other *node, mtu int) (*weftNode, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := n.addPod(mtu, w.attach(mtu)); err != nil {
+	if _, err := n.addPod(o.mtu, w.attach(o.mtu)); err != nil {
 		return nil, err
 	}
 	return w, errors.Join(
@@ -59,6 +77,30 @@ func newWeftNode(n, other *node, mtu int) (*weftNode, error) {
 		w.upsert(maps.IPCacheRow{Prefix: single(other.addr), Identity: table.IdentityRemoteNode, Kind: table.KindNode}),
 		w.upsert(maps.IPCacheRow{Prefix: other.pods, Identity: table.IdentityInit, Kind: table.KindRemotePod}),
 	)
+}
+
+// endpointsEach is how many endpoints a Service has.
+const endpointsEach = 10
+
+// loadServices fills the maps, as an agent does.
+func loadServices(m *maps.ServiceMap, services int) error {
+	for i := range services {
+		f := table.Frontend{
+			Key:  table.FrontendKey{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)}), 80), Proto: table.ProtoTCP},
+			Type: table.FrontendClusterIP, ServiceID: uint32(i) + 1, Flags: table.FrontendBoth,
+		}
+		for j := range endpointsEach {
+			id := uint32(i*endpointsEach + j + 1)
+			f.Backends = append(f.Backends, table.BackendRef{
+				ID: id, Proto: table.ProtoTCP,
+				Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 128 | byte(id>>16), byte(id >> 8), byte(id)}), 8080),
+			})
+		}
+		if err := m.Upsert(f); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
@@ -111,11 +153,11 @@ func (w *weftNode) joinOverlay(other *node) error {
 // hops are the programs that a packet meets, and what each must say of it.
 type hops map[reason.Hook]string
 
-func weftPair(p pair, mtu int, join func(w *weftNode, other *node) error, way hops) (*variant, error) {
+func weftPair(p pair, o weftOptions, join func(w *weftNode, other *node) error, way hops) (*variant, error) {
 	var nodes []*weftNode
 	v := &variant{programs: map[string][]*ebpf.Program{}}
 	for i, n := range p {
-		w, err := newWeftNode(n, p[1-i], mtu)
+		w, err := newWeftNode(n, p[1-i], o)
 		if err != nil {
 			return nil, err
 		}
@@ -169,12 +211,18 @@ func joinNative(w *weftNode, other *node) error {
 	return w.route(table.Route{Prefix: other.pods, Via: other.addr, Device: nodeDevice, Src: w.addr})
 }
 
-func weftNative(p pair) (*variant, error) {
-	return weftPair(p, deviceMTU, joinNative, hops{reason.FromPod: "neigh", reason.ToNet: "marked", reason.FromNet: "peer"})
+func weftNative(p pair) (*variant, error) { return weftServing(0)(p) }
+
+// weftServing is weftNative on nodes that have so many Services, and would answer
+// for them from outside.
+func weftServing(services int) func(pair) (*variant, error) {
+	return func(p pair) (*variant, error) {
+		return weftPair(p, weftOptions{mtu: deviceMTU, services: services}, joinNative, hops{reason.FromPod: "neigh", reason.ToNet: "marked", reason.FromNet: "peer"})
+	}
 }
 
 func weftVXLAN(p pair) (*variant, error) {
-	return weftPair(p, deviceMTU-vxlanOverhead, (*weftNode).joinOverlay, hops{
+	return weftPair(p, weftOptions{mtu: deviceMTU - vxlanOverhead}, (*weftNode).joinOverlay, hops{
 		reason.FromPod: "tunnel", reason.ToOverlay: "marked", reason.ToNet: "marked",
 		reason.FromNet: "stack", reason.FromOverlay: "peer",
 	})

@@ -120,7 +120,7 @@ func startAPI() (*apiServer, error) {
 	if err := errors.Join(daemon("etcd", a.etcd), daemon("kube-apiserver", a.server)); err != nil {
 		return nil, err
 	}
-	if err := eventually(time.Minute, func() error { return a.do(http.MethodGet, "/readyz", nil, nil) }); err != nil {
+	if err := eventually(fastTick, time.Minute, func() error { return a.do(http.MethodGet, "/readyz", nil, nil) }); err != nil {
 		return nil, fmt.Errorf("kube-apiserver: %w; it said:\n%s", err, said("kube-apiserver"))
 	}
 	crt, err := os.ReadFile(apiDir + "/certs/apiserver.crt")
@@ -153,11 +153,17 @@ func writeFiles(files map[string]string) error {
 	return nil
 }
 
-// eventually tries until it goes well: another process cannot be watched.
-func eventually(within time.Duration, try func() error) error {
+// How often another process is asked: it cannot be watched.
+const (
+	fastTick = 2 * time.Millisecond
+	slowTick = 20 * time.Millisecond
+)
+
+// eventually tries until it goes well.
+func eventually(every, within time.Duration, try func() error) error {
 	deadline := time.NewTimer(within)
 	defer deadline.Stop()
-	tick := time.NewTicker(10 * time.Millisecond)
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
 		err := try()
@@ -236,7 +242,7 @@ func (a *apiServer) define(dir string) error {
 			return err
 		}
 		served := "/apis/" + d.Spec.Group + "/" + d.Spec.Versions[0].Name + "/" + d.Spec.Names.Plural
-		if err := eventually(time.Minute, func() error { return a.do(http.MethodGet, served, nil, nil) }); err != nil {
+		if err := eventually(fastTick, time.Minute, func() error { return a.do(http.MethodGet, served, nil, nil) }); err != nil {
 			return err
 		}
 	}

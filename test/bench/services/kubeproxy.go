@@ -6,7 +6,6 @@ package main
 
 import (
 	"fmt"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -93,15 +92,3 @@ func (n *node) answers(objs *objects, within time.Duration) error {
 }
 
 func (p *kubeProxy) rss() (float64, error) { return load.RSS(p.cmd.Process.Pid) }
-
-// synced waits until kube-proxy has written what was changed before.
-func (p *kubeProxy) healthy() error {
-	return p.In(func() error {
-		c := http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-		resp, err := c.Get("http://127.0.0.1:10256/healthz")
-		if err != nil {
-			return err
-		}
-		return resp.Body.Close()
-	})
-}

@@ -90,7 +90,10 @@ func (b *bench) build() error {
 		}
 		fmt.Fprintf(os.Stderr, "%d Services at the API server after %s\n", services, time.Since(began).Round(time.Millisecond))
 		for _, side := range sides() {
-			if err := b.bringUp(side, services, i == len(b.services)-1); err != nil {
+			if name := side + "_" + short(services); b.watch != "" && !strings.HasPrefix(b.watch, name+" ") {
+				continue
+			}
+			if err := b.bringUp(side, services, b.watch == "" && i == len(b.services)-1); err != nil {
 				return fmt.Errorf("%s with %d Services: %w", side, services, err)
 			}
 		}
@@ -208,9 +211,14 @@ func (b *bench) keepUp(what string, d time.Duration) error {
 				continue
 			}
 			fmt.Fprintf(os.Stderr, "watch %s now\n", what)
-			r, err := w.by.do(order{Netns: w.from.Path, To: w.to, Conns: atATime, For: d})
-			fmt.Printf("%s: %.0f a second\n", what, float64(r.Count)/r.Took.Seconds())
-			return err
+			for start := time.Now(); time.Since(start) < d; {
+				r, err := w.by.do(order{Netns: w.from.Path, To: w.to, Conns: atATime, For: d / 10})
+				if err != nil {
+					return err
+				}
+				fmt.Printf("%s: %.0f a second; one takes %.0f us, at the 99th percentile %.0f, at most %.0f\n", what, float64(r.Count)/r.Took.Seconds(), r.P50, r.P99, r.Max)
+			}
+			return errors.Join(n.decided(), retransmitted(n.outside), retransmitted(n.client), retransmitted(n.backend))
 		}
 	}
 	return fmt.Errorf("-watch %q: want a node and clusterip or nodeport", what)

@@ -65,7 +65,24 @@ func newAgent(n *node, o options) (*agent, error) {
 	return a, os.WriteFile(a.dir+"/bin/weft-cni", plugin, 0o755)
 }
 
-func (a *agent) root() string { return filepath.Join(sandbox.BPFFS, a.name) }
+// root is where a node's maps are pinned, if it is one of Weft's.
+func (n *node) root() string { return filepath.Join(sandbox.BPFFS, n.name) }
+
+// decided prints what a node's programs have decided on packets.
+func (n *node) decided() error {
+	if _, err := os.Stat(n.root()); err != nil {
+		return nil // kube-proxy's
+	}
+	m, err := datapath.OpenMaps(n.root())
+	if err != nil {
+		return err
+	}
+	rows, err := m.Metrics.List()
+	for _, r := range rows {
+		fmt.Printf("%-10s %-8s %-24s %10d packets\n", r.Hook, r.Class, r.Reason, r.Packets)
+	}
+	return errors.Join(err, m.Close())
+}
 
 func (a *agent) start() error {
 	a.cmd = exec.Command(a.program, "--node-name", nodeName, "--config-dir", a.dir+"/config", "--run-dir", a.dir+"/run",
@@ -100,7 +117,7 @@ func (a *agent) call(req cni.Request) (resp cni.Response, err error) {
 
 // serving returns once the agent would take an ADD.
 func (a *agent) serving() error {
-	err := eventually(time.Minute, func() error { _, err := a.call(cni.Request{Command: "STATUS"}); return err })
+	err := eventually(fastTick, time.Minute, func() error { _, err := a.call(cni.Request{Command: "STATUS"}); return err })
 	if err != nil {
 		return fmt.Errorf("agent does not serve: %w; it said:\n%s", err, said(a.name))
 	}
@@ -170,6 +187,38 @@ func (a *agent) programmed(objs *objects) error {
 	return nil
 }
 
+// pointed says which rows of the Services that are asked do not lead to the
+// backend pod yet.
+func (a *agent) pointed(objs *objects) error {
+	m, err := datapath.OpenMaps(a.root())
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	rows, err := m.Services.List()
+	if err != nil {
+		return err
+	}
+	right := 0
+	for _, r := range rows {
+		asked := r.Key.Addr == objs.target || r.Key.Addr.Port() == targetNodePort ||
+			objs.change.IsValid() && (r.Key.Addr == objs.change || r.Key.Addr == objs.traffic || r.Key.Addr.Port() == trafficNodePort)
+		if !asked {
+			continue
+		}
+		right++
+		for _, be := range r.Backends {
+			if be.Addr.Addr() != a.podIP {
+				return fmt.Errorf("%s has a backend %s, not at %s", r.Key, be.Addr, a.podIP)
+			}
+		}
+	}
+	if right < 2 {
+		return fmt.Errorf("%d rows of %s", right, targetName)
+	}
+	return nil
+}
+
 // mapMemory is that of all maps of the node, in MiB.
 func (a *agent) mapMemory() (float64, error) {
 	m, err := datapath.OpenMaps(a.root())
@@ -206,7 +255,7 @@ func woven(n *node, objs *objects, o options, measure func(*agent) error) (took 
 			err = fmt.Errorf("%w; the agent said:\n%s", err, said(a.name))
 		}
 	}()
-	if err := eventually(time.Minute, func() error { return a.programmed(objs) }); err != nil {
+	if err := eventually(slowTick, time.Minute, func() error { return a.programmed(objs) }); err != nil {
 		return 0, err
 	}
 	took = time.Since(start)
@@ -220,6 +269,9 @@ func woven(n *node, objs *objects, o options, measure func(*agent) error) (took 
 		return 0, err
 	}
 	if err := errors.Join(n.serve(), objs.point(n.podIP)); err != nil {
+		return 0, err
+	}
+	if err := eventually(slowTick, time.Minute, func() error { return a.pointed(objs) }); err != nil {
 		return 0, err
 	}
 	if err := n.answers(objs, time.Minute); err != nil {
