@@ -31,6 +31,7 @@ const (
 	apiDir  = "/run/bench-api"
 	apiPort = "6443"
 	apiURL  = "https://127.0.0.1:" + apiPort
+	etcdURL = "http://127.0.0.1:2379"
 	token   = "bench"
 	// serviceRange has room for all Services.
 	serviceRange = "10.96.0.0/16"
@@ -101,13 +102,13 @@ func startAPI() (*apiServer, error) {
 	if err := apiFiles(); err != nil {
 		return nil, err
 	}
-	const etcdURL, peer = "http://127.0.0.1:2379", "http://127.0.0.1:2380"
+	const peer = "http://127.0.0.1:2380"
 	a := &apiServer{
 		etcd: exec.Command(etcd, "--name=b", "--data-dir="+apiDir+"/etcd", "--unsafe-no-fsync", "--log-level=error",
 			"--listen-client-urls="+etcdURL, "--advertise-client-urls="+etcdURL,
 			"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer, "--initial-cluster=b="+peer),
 		server: exec.Command(apiserver, "--etcd-servers="+etcdURL, "--bind-address=127.0.0.1", "--secure-port="+apiPort,
-			"--advertise-address=192.0.2.1", "--endpoint-reconciler-type=none",
+			"--storage-media-type=application/json", "--advertise-address=192.0.2.1", "--endpoint-reconciler-type=none",
 			"--cert-dir="+apiDir+"/certs", "--token-auth-file="+apiDir+"/tokens.csv",
 			"--service-account-issuer=https://b", "--service-account-key-file="+apiDir+"/sa.key", "--service-account-signing-key-file="+apiDir+"/sa.key",
 			"--service-cluster-ip-range="+serviceRange, "--disable-admission-plugins=ServiceAccount",

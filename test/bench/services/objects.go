@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
-	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -29,10 +28,6 @@ const (
 	trafficNodePort = 30900
 	servicesPath    = "/api/v1/namespaces/default/services"
 	slicesPath      = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
-	// writers is how many objects are written at a time.
-	writers = 8
-	// nodePortEvery: one Service in so many has a NodePort.
-	nodePortEvery = 10
 )
 
 // objects are what the API server has been given.
@@ -70,7 +65,7 @@ func newObjects(api *apiServer) (*objects, error) {
 
 // service makes one and returns where its cluster IP is asked.
 func (o *objects) service(name string, ports ...corev1.ServicePort) (netip.AddrPort, error) {
-	svc := corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.ServiceSpec{Ports: ports}}
+	svc := corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.ServiceSpec{Ports: ports, ClusterIP: fmt.Sprintf("10.96.0.%d", 10+o.count%100)}}
 	for _, p := range ports {
 		if p.NodePort != 0 {
 			svc.Spec.Type = corev1.ServiceTypeNodePort
@@ -112,37 +107,6 @@ func sliceOf(service string, i, port int, addrs ...netip.Addr) discoveryv1.Endpo
 		})
 	}
 	return s
-}
-
-// fill brings the number of Services to n, with their endpoints.
-func (o *objects) fill(n int) error {
-	var wg sync.WaitGroup
-	errs := make([]error, writers)
-	first := o.count
-	for w := range writers {
-		wg.Go(func() {
-			for i := first + w; i < n && errs[w] == nil; i += writers {
-				errs[w] = o.filler(i)
-			}
-		})
-	}
-	wg.Wait()
-	o.count = max(o.count, n)
-	return errors.Join(errs...)
-}
-
-func (o *objects) filler(i int) error {
-	name := fmt.Sprintf("filler-%05d", i)
-	svc := corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}}}
-	if i%nodePortEvery == 0 {
-		svc.Spec.Type = corev1.ServiceTypeNodePort
-	}
-	addrs := make([]netip.Addr, backends)
-	for j := range addrs {
-		n := i*backends + j
-		addrs[j] = netip.AddrFrom4([4]byte{10, 128 + byte(n>>16), byte(n >> 8), byte(n)})
-	}
-	return errors.Join(o.api.do(http.MethodPost, servicesPath, svc, nil), o.slice(http.MethodPost, sliceOf(name, 0, 8080, addrs...)))
 }
 
 // last adds the Services that are asked while an agent runs.
