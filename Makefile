@@ -146,6 +146,15 @@ bench-datapath: build ## Pod to pod across nodes, against a bare forwarder, kern
 	build/bench/cni -restarts -out build/bench/restart.json
 	build/bench/datapath -with build/bench/restart.json -out build/bench/datapath.json
 
+.PHONY: bench-services
+bench-services: build ## Services: Weft beside kube-proxy (iptables, nftables) with 1, 1,000 and 10,000, to build/bench/services.json
+	test/deps.sh iperf3
+	$(BIN)/weft-lab build
+	@mkdir -p build/bench
+	go build -trimpath -ldflags '$(GO_LDFLAGS)' -o build/bench/ ./test/bench/datapath ./test/bench/services ./test/traffic
+	build/bench/datapath -services 10000 -out build/bench/services-datapath.json
+	build/bench/services -with build/bench/services-datapath.json -out build/bench/services.json
+
 .PHONY: bench-ipam
 bench-ipam: build ## 500 nodes join one API server at once: time, writes, ledger, operator's memory, to build/bench/ipam.json
 	@mkdir -p build/bench

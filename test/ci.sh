@@ -75,4 +75,5 @@ else
 	step "CNI benchmark" make bench-cni
 	step "IPAM benchmark" make bench-ipam
 	step "datapath benchmark" make bench-datapath
+	step "services benchmark" make bench-services
 fi

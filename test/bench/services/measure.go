@@ -250,6 +250,22 @@ func (b *bench) ratios() error {
 	return errors.Join(errs...)
 }
 
+// promised are the figures that a run must have.
+func (b *bench) promised() []string {
+	many := b.most()
+	names := []string{
+		"clusterip_" + many + "_vs_1", "nodeport_" + many + "_vs_1", "program_" + many + "_s", "one_change_ms_p99",
+		"agent_rss_mib_" + many, "map_memory_mib_" + many, "agent_restart_ms_" + many, "restart_lost_packets", "restart_resets",
+	}
+	for _, side := range sides()[1:] {
+		names = append(names, "weft_vs_"+side+"_"+many, "weft_vs_"+side+"_1")
+	}
+	if b.with != "" {
+		names = append(names, "above_bare_ns")
+	}
+	return names
+}
+
 func (b *bench) write() error {
 	if err := b.ratios(); err != nil {
 		return err
@@ -267,6 +283,11 @@ func (b *bench) write() error {
 	if b.with != "" {
 		if err := f.TakeOver(b.with, "above_bare_ns", "native_programs_ns", "bare_programs_ns"); err != nil {
 			return err
+		}
+	}
+	for _, name := range b.promised() {
+		if _, ok := f.Figures[name]; !ok {
+			return fmt.Errorf("%s was not measured", name)
 		}
 	}
 	return f.Write(b.out)
