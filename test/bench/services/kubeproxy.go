@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/weft-net/weft/test/bench/load"
@@ -23,7 +24,11 @@ type kubeProxy struct {
 	cmd *exec.Cmd
 }
 
-// startProxy starts the real kube-proxy. Its iptables are those on nf_tables.
+// onNFTables is for how many Services iptables are those on nf_tables: with 10,000
+// of 10 endpoints, iptables-nft-restore takes longer than this benchmark may.
+const onNFTables = 1000
+
+// startProxy starts the real kube-proxy.
 func startProxy(n *node, mode string) (*kubeProxy, error) {
 	bin, err := kubeBinary("kube-proxy")
 	if err != nil {
@@ -42,9 +47,13 @@ func startProxy(n *node, mode string) (*kubeProxy, error) {
 	if err != nil {
 		return nil, err
 	}
+	variant := "-nft"
+	if n.services > onNFTables {
+		variant = "-legacy"
+	}
 	for _, family := range []string{"iptables", "ip6tables"} {
 		for _, verb := range []string{"", "-save", "-restore"} {
-			to, err := exec.LookPath(family + "-nft" + verb)
+			to, err := exec.LookPath(family + variant + verb)
 			if err != nil {
 				return nil, fmt.Errorf("%w: apt-get install iptables", err)
 			}
@@ -89,6 +98,32 @@ func proxied(n *node, objs *objects, mode string, measure func(*kubeProxy) error
 func (n *node) answers(objs *objects, within time.Duration) error {
 	_, err := n.pods.do(order{Netns: n.client.Path, To: objs.target, Until: true, For: within, Want: -1})
 	return err
+}
+
+// position says how many rules of iptables come before that of the target's
+// cluster IP, and how many there are: they are gone through one by one.
+func (p *kubeProxy) position(objs *objects) (before, all int, err error) {
+	var out []byte
+	err = p.In(func() (err error) {
+		cmd := exec.Command("iptables-save", "-t", "nat")
+		cmd.Env, cmd.Path = p.cmd.Env, filepath.Join(apiDir, p.name, "iptables-save")
+		out, err = cmd.Output()
+		return err
+	})
+	before = -1
+	for line := range strings.Lines(string(out)) {
+		if !strings.HasPrefix(line, "-A KUBE-SERVICES ") {
+			continue
+		}
+		if strings.Contains(line, " -d "+objs.target.Addr().String()+"/32 ") {
+			before = all
+		}
+		all++
+	}
+	if err == nil && before < 0 {
+		err = fmt.Errorf("%s has no rule", objs.target)
+	}
+	return before, all, err
 }
 
 func (p *kubeProxy) rss() (float64, error) { return load.RSS(p.cmd.Process.Pid) }

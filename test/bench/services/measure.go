@@ -93,7 +93,7 @@ func (b *bench) build() error {
 			if name := side + "_" + short(services); b.watch != "" && !strings.HasPrefix(b.watch, name+" ") {
 				continue
 			}
-			if err := b.bringUp(side, services, b.watch == "" && i == len(b.services)-1); err != nil {
+			if err := b.bringUp(side, services, i == len(b.services)-1); err != nil {
 				return fmt.Errorf("%s with %d Services: %w", side, services, err)
 			}
 		}
@@ -135,6 +135,9 @@ func (b *bench) bringUp(side string, services int, last bool) error {
 	}
 	if err != nil {
 		return err
+	}
+	if b.watch != "" {
+		fmt.Println(b.once)
 	}
 	b.once[name+"program_"+short(services)+"_s"] = took.Seconds()
 	fmt.Fprintf(os.Stderr, "%s: programmed after %s\n", n.name, took.Round(time.Millisecond))

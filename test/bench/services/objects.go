@@ -52,7 +52,7 @@ func newObjects(api *apiServer) (*objects, error) {
 	if err != nil {
 		return nil, err
 	}
-	if o.target, err = o.service(targetName, corev1.ServicePort{Port: 80, NodePort: targetNodePort}); err != nil {
+	if o.target, err = o.service(targetName, "10.96.0.10", corev1.ServicePort{Port: 80, NodePort: targetNodePort}); err != nil {
 		return nil, err
 	}
 	for i := range backends {
@@ -63,20 +63,20 @@ func newObjects(api *apiServer) (*objects, error) {
 	return o, nil
 }
 
-// service makes one and returns where its cluster IP is asked.
-func (o *objects) service(name string, ports ...corev1.ServicePort) (netip.AddrPort, error) {
-	svc := corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.ServiceSpec{Ports: ports, ClusterIP: fmt.Sprintf("10.96.0.%d", 10+o.count%100)}}
+// service makes one and returns where its cluster IP is asked: an address that no
+// filler has.
+func (o *objects) service(name, clusterIP string, ports ...corev1.ServicePort) (netip.AddrPort, error) {
+	svc := corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.ServiceSpec{Ports: ports, ClusterIP: clusterIP}}
 	for _, p := range ports {
 		if p.NodePort != 0 {
 			svc.Spec.Type = corev1.ServiceTypeNodePort
 		}
 	}
-	if err := o.api.do(http.MethodPost, servicesPath, svc, &svc); err != nil {
+	if err := o.api.do(http.MethodPost, servicesPath, svc, nil); err != nil {
 		return netip.AddrPort{}, err
 	}
 	o.count++
-	addr, err := netip.ParseAddr(svc.Spec.ClusterIP)
-	return netip.AddrPortFrom(addr, uint16(ports[0].Port)), err
+	return netip.AddrPortFrom(netip.MustParseAddr(clusterIP), uint16(ports[0].Port)), nil
 }
 
 func (o *objects) slice(method string, s discoveryv1.EndpointSlice) error {
@@ -111,10 +111,10 @@ func sliceOf(service string, i, port int, addrs ...netip.Addr) discoveryv1.Endpo
 
 // last adds the Services that are asked while an agent runs.
 func (o *objects) last() (err error) {
-	if o.change, err = o.service(changeName, corev1.ServicePort{Port: 80}); err != nil {
+	if o.change, err = o.service(changeName, "10.96.0.11", corev1.ServicePort{Port: 80}); err != nil {
 		return err
 	}
-	o.traffic, err = o.service(trafficName,
+	o.traffic, err = o.service(trafficName, "10.96.0.12",
 		corev1.ServicePort{Name: "tcp", Port: trafficPort, NodePort: trafficNodePort, Protocol: corev1.ProtocolTCP},
 		corev1.ServicePort{Name: "udp", Port: trafficPort, NodePort: trafficNodePort, Protocol: corev1.ProtocolUDP})
 	nowhere := netip.MustParseAddr("10.128.0.1")

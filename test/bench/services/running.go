@@ -22,7 +22,7 @@ import (
 const (
 	// seenChanges is how many changes are looked at from a client. kube-proxy
 	// writes once a second.
-	seenChanges, seenProxyChanges = 50, 10
+	seenChanges, seenProxyChanges = 50, 5
 	// changeWithin is how long a change may take.
 	changeWithin = time.Minute
 )
@@ -55,6 +55,13 @@ func (b *bench) whileItRuns(a *agent) (err error) {
 func (b *bench) whileProxyRuns(side string, p *kubeProxy) (err error) {
 	if b.once[side+"_rss_mib_"+b.most()], err = p.rss(); err != nil {
 		return err
+	}
+	if side == "kubeproxy_iptables" {
+		before, all, err := p.position(b.objs)
+		if err != nil {
+			return err
+		}
+		b.once[side+"_"+b.most()+"_rules_before"], b.once[side+"_"+b.most()+"_rules"] = float64(before), float64(all)
 	}
 	return b.seeChanges(side, p.node, seenProxyChanges)
 }
