@@ -27,14 +27,19 @@ static __always_inline struct weft_lbct *F(lbct_young)(const lbct_key_t *key)
 	return bpf_map_lookup_elem(&F(weft_lbctn), key);
 }
 
+/*
+ * The young ones first: a row that another CPU moves is written to the main table
+ * before it is deleted there. The other way round it could be missed in both, and
+ * what a backend answers would leave as the backend's.
+ */
 static __always_inline struct weft_lbct *F(lbct_at)(const lbct_key_t *key)
 {
-	struct weft_lbct *c = bpf_map_lookup_elem(&F(weft_lbct), key);
+	struct weft_lbct *c = F(lbct_young)(key);
 
-	return c ?: F(lbct_young)(key);
+	return c ?: bpf_map_lookup_elem(&F(weft_lbct), key);
 }
 
-/* Makes a row anew, young. An older one among the others would be found first. */
+/* Makes a row anew, young. An older one among the others would be found once this is evicted. */
 static __always_inline long F(lbct_begin)(const lbct_key_t *key, const struct weft_lbct *v)
 {
 	bpf_map_delete_elem(&F(weft_lbct), key);
