@@ -22,6 +22,9 @@
 //	*_cpu_us         processor time of one of them, client's, server's and kernel's
 //	*_p50_us, *_p99_us  time of one connection, one at a time
 //
+//	*_strays         of all nodes of a side: packets from which a client outside could make
+//	                 out no connection of its own, and answered with a reset
+//
 // And with 10,000 Services, while the agent or kube-proxy runs:
 //
 //	program_10k_s              from the start of weft-agent, with nothing in the kernel,

@@ -63,6 +63,9 @@ func measure(o options) error {
 			return err
 		}
 	}
+	if err := b.strays(); err != nil {
+		return err
+	}
 	return b.write()
 }
 
