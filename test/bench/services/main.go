@@ -29,12 +29,16 @@
 //
 //	program_10k_s              from the start of weft-agent, with nothing in the kernel,
 //	                           until all frontends and backends are there
-//	*_program_10k_s            from the start until a connection through the last Service goes well
+//	list_10k_s                 of this, what the API server takes to tell everything to a client
+//	                           that throws it away
+//	*_program_10k_s            from the start until a connection through a Service goes well
 //	one_change_ms_*            from the arrival of an event of an EndpointSlice at the agent
 //	                           until its rows are in the kernel, by the agent's own account
 //	one_change_write_ms_*      from before the write at the API server until the row in the
 //	                           kernel has changed
 //	*_change_seen_ms_*         from before the write until a new connection reaches the other backend
+//	kubeproxy_iptables_10k_rules_before  rules of iptables before that of the cluster IP that is asked,
+//	                           of *_rules: they are gone through one by one
 //	agent_rss_mib_10k          resident memory; kubeproxy_*_rss_mib_10k likewise
 //	map_memory_mib_10k         of all BPF maps of the node
 //	agent_restart_ms_10k*      from the start of the agent after SIGKILL until its CNI socket says
