@@ -121,7 +121,7 @@ func startAPI() (*apiServer, error) {
 	if err := errors.Join(daemon("etcd", a.etcd), daemon("kube-apiserver", a.server)); err != nil {
 		return nil, err
 	}
-	if err := eventually(fastTick, time.Minute, func() error { return a.do(http.MethodGet, "/readyz", nil, nil) }); err != nil {
+	if err := eventually(fastTick, time.Minute, func() error { return a.do(http.MethodGet, "/readyz", nil) }); err != nil {
 		return nil, fmt.Errorf("kube-apiserver: %w; it said:\n%s", err, said("kube-apiserver"))
 	}
 	crt, err := os.ReadFile(apiDir + "/certs/apiserver.crt")
@@ -181,8 +181,8 @@ func eventually(every, within time.Duration, try func() error) error {
 
 func (a *apiServer) stop() error { return errors.Join(stop(a.server), stop(a.etcd)) }
 
-// do makes a call with a JSON body and decodes the answer into out, unless that is nil.
-func (a *apiServer) do(method, path string, in, out any) error {
+// do makes a call with a JSON body, unless in is nil.
+func (a *apiServer) do(method, path string, in any) error {
 	var body []byte
 	if in != nil {
 		var err error
@@ -211,10 +211,7 @@ func (a *apiServer) do(method, path string, in, out any) error {
 	if resp.StatusCode >= 300 {
 		return fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, b)
 	}
-	if out == nil {
-		return nil
-	}
-	return json.Unmarshal(b, out)
+	return nil
 }
 
 // define makes Weft's definitions, and waits until they are served.
@@ -239,11 +236,11 @@ func (a *apiServer) define(dir string) error {
 		if err := errors.Join(yaml.Unmarshal(b, &d), yaml.Unmarshal(b, &whole)); err != nil {
 			return fmt.Errorf("%s: %w", f, err)
 		}
-		if err := a.do(http.MethodPost, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", whole, nil); err != nil {
+		if err := a.do(http.MethodPost, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", whole); err != nil {
 			return err
 		}
 		served := "/apis/" + d.Spec.Group + "/" + d.Spec.Versions[0].Name + "/" + d.Spec.Names.Plural
-		if err := eventually(fastTick, time.Minute, func() error { return a.do(http.MethodGet, served, nil, nil) }); err != nil {
+		if err := eventually(fastTick, time.Minute, func() error { return a.do(http.MethodGet, served, nil) }); err != nil {
 			return err
 		}
 	}

@@ -62,8 +62,8 @@ func (o *objects) fill(n int) error {
 	}
 	return eventually(slowTick, time.Minute, func() error {
 		return errors.Join(
-			o.api.do(http.MethodGet, servicesPath+last+"?resourceVersion=0", nil, nil),
-			o.api.do(http.MethodGet, slicesPath+last+"-0?resourceVersion=0", nil, nil),
+			o.api.do(http.MethodGet, servicesPath+last+"?resourceVersion=0", nil),
+			o.api.do(http.MethodGet, slicesPath+last+"-0?resourceVersion=0", nil),
 		)
 	})
 }

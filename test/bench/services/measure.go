@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -115,7 +116,7 @@ func short(services int) string {
 	if services >= 1000 && services%1000 == 0 {
 		return fmt.Sprintf("%dk", services/1000)
 	}
-	return fmt.Sprint(services)
+	return strconv.Itoa(services)
 }
 
 func (b *bench) most() string { return short(b.services[len(b.services)-1]) }

@@ -44,10 +44,10 @@ func newObjects(api *apiServer) (*objects, error) {
 		api.do(http.MethodPost, "/api/v1/nodes", corev1.Node{
 			ObjectMeta: metav1.ObjectMeta{Name: nodeName},
 			Spec:       corev1.NodeSpec{PodCIDR: podRange, PodCIDRs: []string{podRange}},
-		}, nil),
+		}),
 		api.do(http.MethodPatch, "/api/v1/nodes/"+nodeName+"/status", corev1.Node{Status: corev1.NodeStatus{
 			Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: nodeAddr}},
-		}}, nil),
+		}}),
 	)
 	if err != nil {
 		return nil, err
@@ -72,7 +72,7 @@ func (o *objects) service(name, clusterIP string, ports ...corev1.ServicePort) (
 			svc.Spec.Type = corev1.ServiceTypeNodePort
 		}
 	}
-	if err := o.api.do(http.MethodPost, servicesPath, svc, nil); err != nil {
+	if err := o.api.do(http.MethodPost, servicesPath, svc); err != nil {
 		return netip.AddrPort{}, err
 	}
 	o.count++
@@ -84,7 +84,7 @@ func (o *objects) slice(method string, s discoveryv1.EndpointSlice) error {
 	if method != http.MethodPost {
 		path += "/" + s.Name
 	}
-	return o.api.do(method, path, s, nil)
+	return o.api.do(method, path, s)
 }
 
 // sliceOf is the i-th EndpointSlice of a Service.

@@ -205,7 +205,7 @@ func (o order) load(s sandbox.Space) (r result, err error) {
 	all := slices.Sorted(slices.Values(slices.Concat(times...)))
 	// One that stalls at the end must not count for all.
 	if r.Count, r.Took = int(inTime.Load()), o.For; r.Count == 0 {
-		return r, errors.Join(append(errs, fmt.Errorf("%s: nothing got through", o.To))...)
+		return r, errors.Join(fmt.Errorf("%s: nothing got through", o.To), errors.Join(errs...))
 	}
 	r.P50, r.P99, r.Max = quantile(all, 0.5), quantile(all, 0.99), quantile(all, 1)
 	return r, errors.Join(errs...)

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -100,13 +101,13 @@ func startIn(s sandbox.Space, cgroup string, cmd *exec.Cmd) error {
 }
 
 func (t *traffic) receive(n *node) error {
-	t.receiver = t.command("recv", "--port", fmt.Sprint(trafficPort))
+	t.receiver = t.command("recv", "--port", strconv.Itoa(trafficPort))
 	return startIn(n.backend, n.cgroup, t.receiver)
 }
 
 // send begins once a try has gone well.
 func (t *traffic) send(from sandbox.Space, cgroup string, to netip.AddrPort) error {
-	args := []string{"send", "--to", to.Addr().String(), "--port", fmt.Sprint(to.Port()), "--duration"}
+	args := []string{"send", "--to", to.Addr().String(), "--port", strconv.Itoa(int(to.Port())), "--duration"}
 	err := eventually(slowTick, 20*time.Second, func() error {
 		try := t.command(append(args, "20ms")...)
 		return errors.Join(startIn(from, cgroup, try), try.Wait())

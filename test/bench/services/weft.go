@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
@@ -70,8 +71,8 @@ func (n *node) root() string { return filepath.Join(sandbox.BPFFS, n.name) }
 
 // decided prints what a node's programs have decided on packets.
 func (n *node) decided() error {
-	if _, err := os.Stat(n.root()); err != nil {
-		return nil // kube-proxy's
+	if !strings.HasPrefix(n.name, "weft_") {
+		return nil
 	}
 	m, err := datapath.OpenMaps(n.root())
 	if err != nil {
@@ -231,7 +232,7 @@ func (a *agent) mapMemory() (float64, error) {
 	}
 	sum := uint64(0)
 	for _, r := range rows {
-		sum += uint64(r.Bytes)
+		sum += r.Bytes
 	}
 	return float64(sum) / (1 << 20), m.Close()
 }
