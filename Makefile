@@ -114,7 +114,7 @@ e2e: image $(TOOLS)/gotestsum $(TOOLS)/helm ## End-to-end tests in a lab of thei
 	test/e2e.sh
 
 .PHONY: test
-test: ## What CI runs: check and e2e; installs what it needs first
+test: ## What CI runs: check, e2e and conformance without kube-proxy; installs what it needs first
 	test/ci.sh test
 
 .PHONY: test-full
@@ -122,7 +122,7 @@ test-full: ## Everything there is: test, race, fuzz, kernels, upstream conforman
 	test/ci.sh full
 
 .PHONY: test-e2e-upstream
-test-e2e-upstream: image $(TOOLS)/helm ## Kubernetes' own [sig-network] [Conformance] tests, with kube-proxy in both modes and without
+test-e2e-upstream: image $(TOOLS)/helm ## Kubernetes' own [sig-network] tests: conformance, Services, Networking, with kube-proxy in both modes and without
 	test/upstream.sh
 
 .PHONY: test-kernels

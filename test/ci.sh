@@ -68,7 +68,7 @@ echo "<== Kubernetes: ok, waited $((SECONDS - start)) s"
 
 step "end to end" make e2e
 if [ "$what" != full ]; then
-	step "upstream conformance" env KUBE_PROXY=none make test-e2e-upstream
+	step "upstream conformance" env KUBE_PROXY=none UPSTREAM=conformance make test-e2e-upstream
 else
 	step "lab" env WEFT_LAB_E2E=1 go -C lab test -count=1 -timeout 30m .
 	step "upstream conformance" make test-e2e-upstream
