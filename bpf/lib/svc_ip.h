@@ -381,13 +381,15 @@ __noinline int F(svc_inside)(struct __sk_buff *skb, struct F(pkt) *k)
 /* Does a packet answer for a service, or tell of what was sent to it? Then to holds its address. Static: see who_exactly. */
 static __noinline bool F(svc_answer)(const struct F(pkt) *k, struct F(nat_to) *to, __u32 inside)
 {
-	const struct weft_config *cfg = config();
-	__u32 now = now_tick(), set = NATF_ANSWERED;
+	const struct weft_config *cfg;
+	__u32 now, set = NATF_ANSWERED;
 	struct weft_lbct *c;
 	lbct_key_t key;
 
 	F(lbct_key)(&key, &k->dst, &k->src, k->p.dport, k->p.sport, k->p.ct_proto, LBCT_BACK | inside);
 	c = F(lbct_at)(&key);
+	cfg = config(); /* not before: it would lie on the stack meanwhile */
+	now = now_tick();
 	if (!cfg || !c || expired(c->expires, now))
 		return false;
 	to->addr = *LBCT_ADDR(c);
