@@ -32,7 +32,7 @@ type Sizes struct {
 // DefaultSizes suits a node with 110 pods in a cluster of 1,000 nodes. The LRU
 // maps are allocated in full when made; all maps together take about 76 MiB with
 // both families, 56 MiB without masquerade. Services add some 20 MiB where they are on,
-// and as much again where they answer from outside.
+// and some 28 MiB more where they answer from outside.
 func DefaultSizes() Sizes {
 	return Sizes{
 		CT: 1 << 17, CTNew: 1 << 14, NAT: 1 << 16, NATNew: 1 << 14, NATClient: 1 << 14, Fragments: 1 << 12, IPCache: 1 << 17, Networks: 1 << 14, Events: 1 << 19,
