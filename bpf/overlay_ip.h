@@ -218,11 +218,12 @@ static __noinline int F(service_from_overlay)(struct __sk_buff *skb, const struc
 static __always_inline int F(from_overlay_any)(struct __sk_buff *skb, const struct v6addr *node, __u32 identity)
 {
 	int action = F(express_from_overlay)(skb, node), code;
-	const struct weft_config *cfg = config();
+	const struct weft_config *cfg;
 	struct report r = {};
 
 	if (action != LANE_NO)
 		return action;
+	cfg = config();
 	if (cfg && (cfg->nat & NAT_SERVICES)) {
 		code = F(service_from_overlay)(skb, node);
 		if (code)

@@ -274,10 +274,13 @@ static __noinline int F(to_pod_ip)(struct __sk_buff *skb)
 
 static __always_inline int F(from_pod_any)(struct __sk_buff *skb)
 {
-	const struct weft_config *cfg = config();
 	int action = F(express_from_pod)(skb);
+	const struct weft_config *cfg;
 
-	if (action == LANE_NO && cfg && (cfg->nat & NAT_SERVICES) && !F(for_pod)(skb))
+	if (action != LANE_NO)
+		return action;
+	cfg = config();
+	if (cfg && (cfg->nat & NAT_SERVICES) && !F(for_pod)(skb))
 		action = F(service_from_pod)(skb);
 	return action == LANE_NO ? F(from_pod_ip)(skb) : action;
 }

@@ -39,34 +39,24 @@ static __always_inline bool sock_ours(struct bpf_sock_addr *ctx, struct sock_pee
 }
 
 /*
- * The row for where a socket wants to go; 0: no service. Whose address it is, is
- * asked only where some service has the port on nodes. At loopback addresses only
- * the node itself has services: a pod's loopback is its own.
+ * The row for where a socket wants to go; 0: no service. At loopback addresses only the
+ * node itself has services, and NodePorts: a pod's loopback is its own.
  */
 static __always_inline const struct weft_svc *sock_service4(__u32 addr, __u16 port, const struct sock_peer *p)
 {
 	struct weft_svc4_key key = {.addr = addr, .port = port, .proto = p->proto, .scope = SVC_EXTERNAL};
-	bool own = !addr || bpf_ntohl(addr) >> 24 == 127; /* the kernel takes 0.0.0.0 for 127.0.0.1 */
 	const struct weft_svc *s;
-	const struct weft_ipcache *who;
 
-	if (own && !p->host)
+	if (addr && bpf_ntohl(addr) >> 24 != 127) /* the kernel takes 0.0.0.0 for 127.0.0.1 */
+		return svc_for4(&key, true);
+	if (!p->host)
 		return 0;
 	s = addr ? svc_at4(&key, true) : 0;
-	if (s && (own || s->type != SVC_HOST_PORT))
+	if (s)
 		return s;
-	if (s) {
-		who = who_exactly4(&addr);
-		return who && who->kind == KIND_HOST ? s : 0;
-	}
 	key.addr = 0;
 	key.scope = SVC_EXTERNAL;
-	if (own)
-		return svc_at4(&key, true);
-	if (!bpf_map_lookup_elem(&weft_svc4, &key))
-		return 0;
-	who = who_exactly4(&addr);
-	return who ? svc_node_port4(&key, who, true) : 0;
+	return svc_at4(&key, true);
 }
 
 static __always_inline bool loopback6(const struct v6addr *addr)
@@ -79,27 +69,18 @@ static __always_inline const struct weft_svc *sock_service6(const struct v6addr 
 {
 	struct weft_svc6_key key = {.addr = *addr, .port = port, .proto = p->proto, .scope = SVC_EXTERNAL};
 	bool unspecified = unspecified6(addr);
-	bool own = unspecified || loopback6(addr);
-	const struct weft_ipcache *who;
 	const struct weft_svc *s;
 
-	if (own && !p->host)
+	if (!unspecified && !loopback6(addr))
+		return svc_for6(&key, true);
+	if (!p->host)
 		return 0;
 	s = unspecified ? 0 : svc_at6(&key, true);
-	if (s && (own || s->type != SVC_HOST_PORT))
+	if (s)
 		return s;
-	if (s) {
-		who = who_exactly6(addr);
-		return who && who->kind == KIND_HOST ? s : 0;
-	}
 	__builtin_memset(&key.addr, 0, sizeof(key.addr));
 	key.scope = SVC_EXTERNAL;
-	if (own)
-		return svc_at6(&key, true);
-	if (!bpf_map_lookup_elem(&weft_svc6, &key))
-		return 0;
-	who = who_exactly6(addr);
-	return who ? svc_node_port6(&key, who, true) : 0;
+	return svc_at6(&key, true);
 }
 
 /* Who answers this socket; 0: ask for the row anew. */

@@ -48,7 +48,7 @@ static __always_inline long F(lbct_begin)(const lbct_key_t *key, const struct we
 	return bpf_map_update_elem(&F(weft_lbctn), key, v, BPF_ANY);
 }
 
-/* Does a packet to a pod answer for a service that the pod asked past its socket? Static: see who_exactly. */
+/* Does a packet answer for a service: who asked from outside, or, LBCT_INSIDE, a pod past its socket? Static: see who_exactly. */
 static __noinline bool F(lbct_answers)(const struct F(pkt) *k, __u32 inside)
 {
 	const struct weft_config *cfg = config();

@@ -13,7 +13,8 @@
 
 #define SVC_ATTEMPTS 4  /* backends that are tried for one connection */
 
-#define LBCT_SIDE(inside) ((inside) ? LBCT_INSIDE : 0)
+/* inside is LBCT_INSIDE or 0. */
+#define SVC_HOOK(inside) ((inside) ? HOOK_FROM_POD : HOOK_FROM_NET)
 
 #define BACK_NONE 0
 #define BACK_OURS 1  /* of this connection */
@@ -57,14 +58,32 @@ static __always_inline const struct weft_svc *F(svc_node_port)(svc_key_t *key, c
 }
 
 /*
+ * The row of the service at an address and port, for who is inside or not; 0: there is
+ * none. A hostPort may name any address, and has only what is this node's. key has
+ * SVC_EXTERNAL, and is not valid afterwards.
+ */
+static __always_inline const struct weft_svc *F(svc_for)(svc_key_t *key, bool inside)
+{
+	const struct weft_svc *s = F(svc_at)(key, inside);
+	const struct weft_ipcache *who;
+
+	if (s && s->type != SVC_HOST_PORT)
+		return s;
+	who = F(who_exactly)(&key->addr);
+	if (s)
+		return who && who->kind == KIND_HOST ? s : 0;
+	__builtin_memset(&key->addr, 0, sizeof(key->addr));
+	key->scope = SVC_EXTERNAL;
+	return who ? F(svc_node_port)(key, who, inside) : 0;
+}
+
+/*
  * The row of the service that a packet is for; 0: it is for none. From outside
- * ClusterIPs are none, and NodePorts are this node's alone. A hostPort may name any
- * address, and has only what is this node's; loopback is not on the wire. Static: see
- * who_exactly.
+ * ClusterIPs are none, and NodePorts are this node's alone; loopback is not on the wire.
+ * Static: see who_exactly.
  */
 static __noinline const struct weft_svc *F(svc_row)(const struct F(pkt) *k, bool inside)
 {
-	const struct weft_ipcache *who;
 	const struct weft_svc *s;
 	svc_key_t key;
 
@@ -73,15 +92,8 @@ static __noinline const struct weft_svc *F(svc_row)(const struct F(pkt) *k, bool
 	key.port = k->p.dport;
 	key.proto = k->p.ct_proto;
 	key.scope = SVC_EXTERNAL;
-	s = F(svc_at)(&key, inside);
-	if (s && s->type != SVC_HOST_PORT)
-		return !inside && s->type == SVC_CLUSTER_IP ? 0 : s;
-	who = F(who_exactly)(&key.addr);
-	if (s)
-		return who && who->kind == KIND_HOST ? s : 0;
-	__builtin_memset(&key.addr, 0, sizeof(key.addr));
-	key.scope = SVC_EXTERNAL;
-	return who ? F(svc_node_port)(&key, who, inside) : 0;
+	s = F(svc_for)(&key, inside);
+	return s && !inside && s->type == SVC_CLUSTER_IP ? 0 : s;
 }
 
 /*
@@ -222,7 +234,7 @@ static __noinline int F(svc_put)(const struct F(pkt) *k, const struct weft_backe
  * that nobody listens at; elsewhere netfilter does. What another node may answer
  * (externalTrafficPolicy Local) is dropped, so that who sends it tries there.
  */
-static __always_inline int F(svc_refuse)(const struct weft_svc *s, bool inside)
+static __always_inline int F(svc_refuse)(const struct weft_svc *s, __u32 inside)
 {
 	return !inside && (s->flags & SVC_LOCAL) ? DROP_NO_BACKEND : SVC_REFUSE;
 }
@@ -239,7 +251,7 @@ static __noinline bool F(svc_admits)(const struct weft_svc *s, const struct F(pk
 }
 
 /* A packet for an address that it has no row for. */
-static __always_inline int F(svc_new)(const struct F(pkt) *k, struct F(nat_to) *to, bool inside)
+static __always_inline int F(svc_new)(const struct F(pkt) *k, struct F(nat_to) *to, __u32 inside)
 {
 	const struct weft_backend *b;
 	const struct weft_svc *s;
@@ -265,16 +277,16 @@ static __always_inline int F(svc_new)(const struct F(pkt) *k, struct F(nat_to) *
 			continue;
 		}
 		/* What it answers could not be told apart if it had one from there already. */
-		had = F(svc_has_back)(k, b, LBCT_SIDE(inside));
+		had = F(svc_has_back)(k, b, inside);
 		if (had == BACK_TAKEN || (had == BACK_NONE && F(svc_direct)(k, b)))
 			continue;
-		how = LBCT_SIDE(inside) | (had == BACK_OURS ? 0 : PUT_BACK);
+		how = inside | (had == BACK_OURS ? 0 : PUT_BACK);
 		if (!inside && !F(svc_local)(b))
 			how |= PUT_REMOTE;
 		F(svc_put)(k, b, id, how);
 		F(svc_addr)(&to->addr, b);
 		to->port = b->port;
-		count(inside ? HOOK_FROM_POD : HOOK_FROM_NET, NOTE_SVC_NEW, 0);
+		count(SVC_HOOK(inside), NOTE_SVC_NEW, 0);
 		return SVC_TO;
 	}
 	return DROP_PORTS_IN_USE;
@@ -284,7 +296,7 @@ static __always_inline int F(svc_new)(const struct F(pkt) *k, struct F(nat_to) *
  * May the client go on with the service? Of TCP each new connection is asked about, of all
  * else each tick; what is no datagram keeps a backend that the service has no more.
  */
-static __always_inline bool F(svc_still)(const struct F(pkt) *k, __u32 id, bool inside)
+static __always_inline bool F(svc_still)(const struct F(pkt) *k, __u32 id, __u32 inside)
 {
 	const struct weft_svc *s;
 
@@ -297,9 +309,9 @@ static __always_inline bool F(svc_still)(const struct F(pkt) *k, __u32 id, bool 
 }
 
 /* What a packet of a known connection is to become. 0: it is of none. */
-static __always_inline int F(svc_known)(const struct F(pkt) *k, struct F(nat_to) *to, bool inside)
+static __always_inline int F(svc_known)(const struct F(pkt) *k, struct F(nat_to) *to, __u32 inside)
 {
-	struct weft_lbct *c = F(lbct_there)(k, LBCT_SIDE(inside)), *back;
+	struct weft_lbct *c = F(lbct_there)(k, inside), *back;
 	const struct weft_backend *b;
 	__u32 id;
 
@@ -313,13 +325,13 @@ static __always_inline int F(svc_known)(const struct F(pkt) *k, struct F(nat_to)
 		to->addr = k->saddr;
 		if ((!inside && F(ours_alone)(&to->addr)) || !F(svc_still)(k, id, inside))
 			return 0;
-		back = F(lbct_back)(k, c, LBCT_SIDE(inside));
+		back = F(lbct_back)(k, c, inside);
 		if (back && lbct_over(back, &k->p))
 			return 0;
 		if (back)
 			F(lbct_touch)(k, c, back);
-		else if (F(svc_has_back)(k, b, LBCT_SIDE(inside)) == BACK_NONE)
-			F(svc_put)(k, b, id, PUT_BACK | LBCT_SIDE(inside) | (c->flags & LBCTF_REMOTE ? PUT_REMOTE : 0));
+		else if (F(svc_has_back)(k, b, inside) == BACK_NONE)
+			F(svc_put)(k, b, id, PUT_BACK | inside | (c->flags & LBCTF_REMOTE ? PUT_REMOTE : 0));
 		else
 			return 0; /* somebody else's by now */
 	}
@@ -329,7 +341,7 @@ static __always_inline int F(svc_known)(const struct F(pkt) *k, struct F(nat_to)
 }
 
 /* If a packet is for a service, it becomes one for the backend, and k with it. Returns 0, SVC_TO or why it must be dropped. */
-static __always_inline int F(svc_translate)(struct __sk_buff *skb, struct F(pkt) *k, bool inside)
+static __always_inline int F(svc_translate)(struct __sk_buff *skb, struct F(pkt) *k, __u32 inside)
 {
 	struct F(nat_to) to = {};
 	int code;
@@ -340,14 +352,14 @@ static __always_inline int F(svc_translate)(struct __sk_buff *skb, struct F(pkt)
 	if (!code && !k->p.error)
 		code = F(svc_new)(k, &to, inside);
 	if (code == SVC_REFUSE) {
-		count(inside ? HOOK_FROM_POD : HOOK_FROM_NET, NOTE_SVC_REFUSED, 0);
+		count(SVC_HOOK(inside), NOTE_SVC_REFUSED, 0);
 		skb->mark = MARK_REFUSE;
 		return 0;
 	}
 	if (code != SVC_TO)
 		return code;
 	if (k->p.frag == FRAG_FIRST)
-		F(frag_remember)(k, inside ? HOOK_FROM_POD : HOOK_FROM_NET);
+		F(frag_remember)(k, SVC_HOOK(inside));
 	if (k->p.error ? F(nat_rewrite_error)(skb, k, &to, NAT_SRC) : F(nat_rewrite)(skb, k, &to, NAT_DST))
 		return DROP_REDIRECT_FAILED;
 	skb->mark = MARK_SERVICE;
@@ -369,13 +381,13 @@ __noinline int F(svc_enter)(struct __sk_buff *skb, struct F(pkt) *k)
 	who = F(who_exactly)(&dst);
 	if (who && who->kind == KIND_LOCAL_POD)
 		return 0;
-	return F(svc_translate)(skb, k, false);
+	return F(svc_translate)(skb, k, 0);
 }
 
 /* A pod's packet, past its socket. */
 __noinline int F(svc_inside)(struct __sk_buff *skb, struct F(pkt) *k)
 {
-	return k ? F(svc_translate)(skb, k, true) : 0;
+	return k ? F(svc_translate)(skb, k, LBCT_INSIDE) : 0;
 }
 
 /* Does a packet answer for a service, or tell of what was sent to it? Then to holds its address. Static: see who_exactly. */

@@ -150,8 +150,7 @@ func newAgent(ctx context.Context, opts Options) (*Agent, error) {
 		opts.Level.Set(slog.LevelDebug)
 	}
 	a.fam = families{a.cfg.EnableIPv4, a.cfg.EnableIPv6}
-	a.proxy = newKubeProxy(a.cfg.SocketLB.Enabled, a.cfg.SocketLB.NodePort)
-	a.proxy.replace = a.cfg.KubeProxyReplacement
+	a.proxy = newKubeProxy(a.cfg.SocketLB.Enabled, a.cfg.SocketLB.NodePort, a.cfg.KubeProxyReplacement)
 	if opts.NodeName == "" {
 		return nil, errors.New("the node's name is not known: set K8S_NODE_NAME or --node-name")
 	}

@@ -221,7 +221,7 @@ func mapLine(r maps.MapRow) string {
 // mapRemedy says what to do about a map that is nearly full.
 func mapRemedy(name string) string {
 	switch {
-	case strings.HasPrefix(name, "weft_ctn"), strings.HasPrefix(name, "weft_natn"), strings.HasPrefix(name, "weft_natc"), strings.HasPrefix(name, "weft_lbctn"), strings.HasPrefix(name, "weft_lbctp"):
+	case maps.IsYoung(name):
 		return "somebody opens connections that nobody answers; `weft bpf ct list` shows who"
 	case strings.HasPrefix(name, "weft_ct"):
 		return "`weft bpf ct list` shows who holds connections; spread those pods over more nodes"

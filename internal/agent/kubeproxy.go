@@ -36,8 +36,8 @@ const (
 	leftoversTimeout = 10 * time.Second
 )
 
-func newKubeProxy(sockets, outside bool) *kubeProxy {
-	return &kubeProxy{sockets: sockets, outside: outside, running: kubeproxy.Running, find: kubeproxy.Find, now: time.Now}
+func newKubeProxy(sockets, outside, replace bool) *kubeProxy {
+	return &kubeProxy{sockets: sockets, outside: outside, replace: replace, running: kubeproxy.Running, find: kubeproxy.Find, now: time.Now}
 }
 
 // Component reports who serves Services on this node: that both do, that nobody

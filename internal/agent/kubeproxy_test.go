@@ -22,7 +22,7 @@ func TestKubeProxyComponent(t *testing.T) {
 	var left []kubeproxy.Object
 	var findErr error
 	searches := 0
-	k := newKubeProxy(false, false)
+	k := newKubeProxy(false, false, false)
 	k.now = func() time.Time { return now }
 	k.running = func(context.Context) (kubeproxy.Life, bool) {
 		if life == nil {

@@ -7,12 +7,12 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
-	"strings"
 	"syscall"
 
 	"github.com/cilium/ebpf"
 
 	"github.com/weft-net/weft/internal/datapath/layout"
+	"github.com/weft-net/weft/internal/datapath/maps"
 )
 
 // carry brings the entries of one map into one that takes its place. Both live
@@ -132,12 +132,8 @@ func (f *mapFiles) giveBack() error {
 	return errors.Join(errs...)
 }
 
-// young says whether flows begin in this table (decision 0005).
-func (c *carry) young() bool {
-	return slices.ContainsFunc([]string{"weft_ctn", "weft_natn", "weft_natc", "weft_lbctn", "weft_lbctp"}, func(prefix string) bool {
-		return strings.HasPrefix(c.name, prefix)
-	})
-}
+// young says whether flows begin in this table.
+func (c *carry) young() bool { return maps.IsYoung(c.name) }
 
 // written returns what concerns maps that programs write: all LRU maps, and no
 // other; those of young flows first.

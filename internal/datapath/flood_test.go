@@ -52,6 +52,24 @@ func push(fd int, frame []byte) error {
 	}
 }
 
+// pushSYNs has clients that do not exist open connections, by frames from one space to
+// another on the same wire.
+func pushSYNs(t *testing.T, from, by *space, fam int, to netip.AddrPort, syns int) {
+	t.Helper()
+	fd := rawSocket(t, from, "eth0")
+	var mine, theirs net.HardwareAddr
+	from.in(t, func() { mine = link(t, "eth0").Attrs().HardwareAddr })
+	by.in(t, func() { theirs = link(t, "eth0").Attrs().HardwareAddr })
+	for i := range syns {
+		p := frame.NewTCP(ap(spoofed(fam, i), uint16(1024+i%50000)), to, frame.SYN, nil)
+		copy(p.SrcMAC[:], mine)
+		copy(p.DstMAC[:], theirs)
+		if err := push(fd, p.Bytes()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // spoofed is the i-th address of somebody who does not exist (RFC 2544; RFC 5180).
 func spoofed(fam, i int) netip.Addr {
 	if fam == 4 {
@@ -100,19 +118,8 @@ func floodOnePod(t *testing.T, fam, syns int) {
 			t.Fatal(err)
 		}
 	}
-	fd := rawSocket(t, n2.space, "eth0")
-	var mine, theirs net.HardwareAddr
-	n2.in(t, func() { mine = link(t, "eth0").Attrs().HardwareAddr })
-	n1.in(t, func() { theirs = link(t, "eth0").Attrs().HardwareAddr })
 	before, begin := n1.metrics(t), time.Now()
-	for i := range syns {
-		p := frame.NewTCP(ap(spoofed(fam, i), uint16(1024+i%50000)), to, frame.SYN, nil)
-		copy(p.SrcMAC[:], mine)
-		copy(p.DstMAC[:], theirs)
-		if err := push(fd, p.Bytes()); err != nil {
-			t.Fatal(err)
-		}
-	}
+	pushSYNs(t, n2.space, n1.space, fam, to, syns)
 	took := time.Since(begin)
 	made := n1.metrics(t)
 	t.Logf("%d SYNs in %s", syns, took)

@@ -215,23 +215,29 @@ func (e *edge) askEverything(t *testing.T) {
 						e.frontend(ap(addrs[0], port), proto, ap(back.addr, 8080))
 					}
 					e.frontend(ap(addrs[0], port+1000), table.ProtoTCP, ap(back.addr, 8081))
-					if err := roundTrip(t, e.client, "tcp", ap(addrs[1], port), 4<<20); err != nil {
-						t.Error(err)
-					}
-					for _, size := range []int{100, 4000} { // the latter in fragments
-						err := roundTrip(t, e.client, "udp", ap(addrs[1], port), size)
-						if errors.Is(err, syscall.EMSGSIZE) { // so the client learns of the path's MTU
-							err = roundTrip(t, e.client, "udp", ap(addrs[1], port), size)
-						}
-						if err != nil {
-							t.Errorf("%d bytes: %v", size, err)
-						}
-					}
+					askAll(t, e.client, ap(addrs[1], port))
 					if got := seenBy(t, e.client, ap(addrs[1], port+1000)); got.Addr() != back.sees {
 						t.Errorf("the backend sees %s, want %s", got, back.sees)
 					}
 				})
 			}
+		}
+	}
+}
+
+// askAll talks to a service by TCP and by datagrams, larger ones among them.
+func askAll(t *testing.T, from *space, at netip.AddrPort) {
+	t.Helper()
+	if err := roundTrip(t, from, "tcp", at, 4<<20); err != nil {
+		t.Error(err)
+	}
+	for _, size := range []int{100, 4000} { // the latter in fragments
+		err := roundTrip(t, from, "udp", at, size)
+		if errors.Is(err, syscall.EMSGSIZE) { // so the client learns of the path's MTU
+			err = roundTrip(t, from, "udp", at, size)
+		}
+		if err != nil {
+			t.Errorf("%d bytes: %v", size, err)
 		}
 	}
 }

@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weft-net/weft/internal/datapath/frame"
 	dplink "github.com/weft-net/weft/internal/datapath/link"
 	"github.com/weft-net/weft/internal/datapath/maps"
 	"github.com/weft-net/weft/internal/datapath/reason"
@@ -109,18 +108,9 @@ func (e *edge) askedByPod(t *testing.T, p *pod, to netip.AddrPort) (server net.P
 // flood has clients that do not exist open connections to a service of the first node.
 func (e *edge) flood(t *testing.T, fam int, at netip.AddrPort, syns int) {
 	t.Helper()
-	fd := rawSocket(t, e.client, "eth0")
-	var mine, theirs net.HardwareAddr
-	e.client.in(t, func() { mine = link(t, "eth0").Attrs().HardwareAddr })
-	e.nodes[0].in(t, func() { theirs = link(t, "eth0").Attrs().HardwareAddr })
 	before, err := e.nodes[0].d.Maps().Metrics.Total(reason.SvcNew)
 	must(t, err)
-	for i := range syns {
-		p := frame.NewTCP(ap(spoofed(fam, i), uint16(1024+i%50000)), at, frame.SYN, nil)
-		copy(p.SrcMAC[:], mine)
-		copy(p.DstMAC[:], theirs)
-		must(t, push(fd, p.Bytes()))
-	}
+	pushSYNs(t, e.client, e.nodes[0].space, fam, at, syns)
 	after, err := e.nodes[0].d.Maps().Metrics.Total(reason.SvcNew)
 	must(t, err)
 	if after-before < uint64(syns)*9/10 {

@@ -84,22 +84,6 @@ func (e *edge) askFromPod(t *testing.T) {
 	}
 }
 
-func askAll(t *testing.T, from *space, at netip.AddrPort) {
-	t.Helper()
-	if err := roundTrip(t, from, "tcp", at, 4<<20); err != nil {
-		t.Error(err)
-	}
-	for _, size := range []int{100, 4000} { // the latter in fragments
-		err := roundTrip(t, from, "udp", at, size)
-		if errors.Is(err, syscall.EMSGSIZE) { // so the client learns of the path's MTU
-			err = roundTrip(t, from, "udp", at, size)
-		}
-		if err != nil {
-			t.Errorf("%d bytes: %v", size, err)
-		}
-	}
-}
-
 // insideFrontend is frontend; an address of the services' range is a ClusterIP.
 func (e *edge) insideFrontend(at netip.AddrPort, proto uint8, backend netip.AddrPort) {
 	f := e.frontend(at, proto, backend)

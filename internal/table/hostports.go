@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/cilium/statedb"
-	"github.com/cilium/statedb/index"
 )
 
 // HostPortsName is the name of the table of pods with hostPorts.
@@ -68,13 +67,7 @@ func (p *PodHostPorts) TableRow() []string {
 }
 
 // HostPortsByPod is the primary index of pods with hostPorts: "namespace/pod".
-var HostPortsByPod = statedb.Index[*PodHostPorts, string]{
-	Name:       "pod",
-	FromObject: func(p *PodHostPorts) index.KeySet { return index.NewKeySet(index.String(p.FullName())) },
-	FromKey:    index.String,
-	FromString: index.FromString,
-	Unique:     true,
-}
+var HostPortsByPod = byText("pod", true, (*PodHostPorts).FullName)
 
 // NewHostPorts makes the table of this node's pods with hostPorts. Writer: internal/k8s.
 func NewHostPorts(db *statedb.DB) (statedb.RWTable[*PodHostPorts], error) {

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/cilium/statedb"
-	"github.com/cilium/statedb/index"
 )
 
 // Types of Services, as Kubernetes writes them.
@@ -185,13 +184,7 @@ func (s *EndpointSlice) TableRow() []string {
 }
 
 // ServiceByName is the primary index of services: "namespace/name".
-var ServiceByName = statedb.Index[*Service, string]{
-	Name:       "name",
-	FromObject: func(s *Service) index.KeySet { return index.NewKeySet(index.String(s.FullName())) },
-	FromKey:    index.String,
-	FromString: index.FromString,
-	Unique:     true,
-}
+var ServiceByName = byText("name", true, (*Service).FullName)
 
 // NewServices makes the table of the cluster's Services. Writer: internal/k8s.
 func NewServices(db *statedb.DB) (statedb.RWTable[*Service], error) {
@@ -199,13 +192,7 @@ func NewServices(db *statedb.DB) (statedb.RWTable[*Service], error) {
 }
 
 // EndpointSliceByName is the primary index of slices: "namespace/name".
-var EndpointSliceByName = statedb.Index[*EndpointSlice, string]{
-	Name:       "name",
-	FromObject: func(s *EndpointSlice) index.KeySet { return index.NewKeySet(index.String(s.FullName())) },
-	FromKey:    index.String,
-	FromString: index.FromString,
-	Unique:     true,
-}
+var EndpointSliceByName = byText("name", true, (*EndpointSlice).FullName)
 
 // NewEndpointSlices makes the table of the Services' slices. Writer: internal/k8s.
 func NewEndpointSlices(db *statedb.DB) (statedb.RWTable[*EndpointSlice], error) {

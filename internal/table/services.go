@@ -186,12 +186,7 @@ var FrontendByKey = statedb.Index[*Frontend, FrontendKey]{
 }
 
 // FrontendByService finds the frontends of "namespace/service".
-var FrontendByService = statedb.Index[*Frontend, string]{
-	Name:       "service",
-	FromObject: func(f *Frontend) index.KeySet { return index.NewKeySet(index.String(f.Name())) },
-	FromKey:    index.String,
-	FromString: index.FromString,
-}
+var FrontendByService = byText("service", false, (*Frontend).Name)
 
 // NewFrontends makes the table of the services' frontends. Writer: the
 // derivation in internal/agent.

@@ -30,23 +30,11 @@ var EndpointByID = statedb.Index[*Endpoint, uint16]{
 }
 
 // EndpointByAttachment finds an endpoint by "containerID/ifName".
-var EndpointByAttachment = statedb.Index[*Endpoint, string]{
-	Name: "attachment",
-	FromObject: func(e *Endpoint) index.KeySet {
-		return index.NewKeySet(index.String(e.ContainerID + "/" + e.IfName))
-	},
-	FromKey:    index.String,
-	FromString: index.FromString,
-}
+var EndpointByAttachment = byText("attachment", false, func(e *Endpoint) string { return e.ContainerID + "/" + e.IfName })
 
 // EndpointByName finds the endpoints of "namespace/pod". While a pod is
 // replaced by one of the same name there may be two.
-var EndpointByName = statedb.Index[*Endpoint, string]{
-	Name:       "name",
-	FromObject: func(e *Endpoint) index.KeySet { return index.NewKeySet(index.String(e.Name())) },
-	FromKey:    index.String,
-	FromString: index.FromString,
-}
+var EndpointByName = byText("name", false, (*Endpoint).Name)
 
 // NewEndpoints makes the table of this node's endpoints. Writer: internal/endpoint.
 func NewEndpoints(db *statedb.DB) (statedb.RWTable[*Endpoint], error) {
@@ -54,13 +42,7 @@ func NewEndpoints(db *statedb.DB) (statedb.RWTable[*Endpoint], error) {
 }
 
 // NodeByName is the primary index of nodes.
-var NodeByName = statedb.Index[*Node, string]{
-	Name:       "name",
-	FromObject: func(n *Node) index.KeySet { return index.NewKeySet(index.String(n.Name)) },
-	FromKey:    index.String,
-	FromString: index.FromString,
-	Unique:     true,
-}
+var NodeByName = byText("name", true, func(n *Node) string { return n.Name })
 
 // NewNodes makes the table of the cluster's nodes. Writer: internal/k8s.
 func NewNodes(db *statedb.DB) (statedb.RWTable[*Node], error) {
@@ -68,13 +50,7 @@ func NewNodes(db *statedb.DB) (statedb.RWTable[*Node], error) {
 }
 
 // RemotePodByName is the primary index of remote pods: "namespace/name".
-var RemotePodByName = statedb.Index[*RemotePod, string]{
-	Name:       "name",
-	FromObject: func(p *RemotePod) index.KeySet { return index.NewKeySet(index.String(p.Name())) },
-	FromKey:    index.String,
-	FromString: index.FromString,
-	Unique:     true,
-}
+var RemotePodByName = byText("name", true, (*RemotePod).Name)
 
 // RemotePodByAddr finds the pods that claim an address.
 var RemotePodByAddr = statedb.Index[*RemotePod, netip.Addr]{
@@ -82,6 +58,17 @@ var RemotePodByAddr = statedb.Index[*RemotePod, netip.Addr]{
 	FromObject: func(p *RemotePod) index.KeySet { return index.NewKeySet(addrKeys(p.Addrs)...) },
 	FromKey:    index.NetIPAddr,
 	FromString: index.NetIPAddrString,
+}
+
+// byText is an index by something that each row says in words; primary: only one row says it.
+func byText[R any](name string, primary bool, words func(R) string) statedb.Index[R, string] {
+	return statedb.Index[R, string]{
+		Name:       name,
+		FromObject: func(r R) index.KeySet { return index.NewKeySet(index.String(words(r))) },
+		FromKey:    index.String,
+		FromString: index.FromString,
+		Unique:     primary,
+	}
 }
 
 func addrKeys(addrs []netip.Addr) []index.Key {
@@ -114,13 +101,7 @@ func NewIPCache(db *statedb.DB) (statedb.RWTable[*IPCache], error) {
 }
 
 // DeviceByName is the primary index of devices.
-var DeviceByName = statedb.Index[*Device, string]{
-	Name:       "name",
-	FromObject: func(d *Device) index.KeySet { return index.NewKeySet(index.String(d.Name)) },
-	FromKey:    index.String,
-	FromString: index.FromString,
-	Unique:     true,
-}
+var DeviceByName = byText("name", true, func(d *Device) string { return d.Name })
 
 // NewDevices makes the table of the node's network devices. Writer: the device
 // watcher in internal/agent.

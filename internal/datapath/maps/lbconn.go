@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -142,16 +143,12 @@ func (m *LBConnMap) Flush() (int, error) {
 
 // PurgeAddrs removes the rows of connections from and to the addresses, and returns how many.
 func (m *LBConnMap) PurgeAddrs(addrs ...netip.Addr) (int, error) {
-	set := map[netip.Addr]bool{}
-	for _, a := range addrs {
-		set[a] = true
-	}
 	return m.drop(func(k lbKey, v object.DatapathWeftLbct) bool {
 		to := addr6(v.Addr)
 		if k.client.Is4() {
 			to = addr4(v.Addr.W[0])
 		}
-		return set[k.client] || set[k.addr] || set[to]
+		return slices.ContainsFunc(addrs, func(a netip.Addr) bool { return a == k.client || a == k.addr || a == to })
 	}, 0, nil)
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -144,11 +145,7 @@ func (m *NATMap) drop(match func(owner, node netip.Addr, v object.DatapathWeftNa
 
 // PurgeAddrs removes the flows of the addresses, as CTMap.PurgeAddrs does.
 func (m *NATMap) PurgeAddrs(addrs ...netip.Addr) (int, error) {
-	set := map[netip.Addr]bool{}
-	for _, a := range addrs {
-		set[a] = true
-	}
-	return m.drop(func(owner, _ netip.Addr, _ object.DatapathWeftNat) bool { return set[owner] }, 0, nil)
+	return m.drop(func(owner, _ netip.Addr, _ object.DatapathWeftNat) bool { return slices.Contains(addrs, owner) }, 0, nil)
 }
 
 // Sweep removes flows that expired, at most limit (0: all), and returns how many.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/cilium/ebpf"
@@ -90,6 +91,12 @@ func Names() []string {
 		object.DatapathMapWeftRate, object.DatapathMapWeftSk, object.DatapathMapWeftSrc4, object.DatapathMapWeftSrc6, object.DatapathMapWeftSvc4, object.DatapathMapWeftSvc6,
 		object.DatapathMapWeftSvcset, object.DatapathMapWeftWays,
 	}
+}
+
+// IsYoung says whether flows begin in the map of a name: the small tables of those that did
+// not go on after an answer (decision 0005).
+func IsYoung(name string) bool {
+	return slices.Contains([]string{"weft_ctn", "weft_natn", "weft_natc", "weft_lbctn", "weft_lbctp"}, strings.TrimRight(name, "46"))
 }
 
 // Raw returns a map by its name, nil if there is none.
